@@ -1,0 +1,45 @@
+"""``neds COMMAND ...``: finds the command's file and runs it."""
+
+import importlib
+import sys
+
+from neds_hf.errors import NEDSError
+
+COMMANDS = {
+    "simulate": "simulate IBL-like mice as ALF session folders",
+    "build": "convert recordings (ALF folders, trial arrays, the public IBL server) to Parquet",
+    "pretrain": "train a model on many sessions",
+    "finetune": "adapt a model to a new animal",
+    "evaluate": "score a model on a split of a dataset",
+    "predict": "write predicted spikes or behaviours",
+    "demo": "the whole way on simulated mice, with a report",
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; return its exit status (0 fine, 2 bad input or unknown command)."""
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or argv[0] in ("-h", "--help"):
+        width = max(map(len, COMMANDS))
+        print("usage: neds COMMAND [options]      (neds COMMAND --help says more)\n")
+        print("\n".join(f"  {name:<{width}}  {what}" for name, what in COMMANDS.items()))
+        return 0
+    name, *rest = argv
+    if name not in COMMANDS:
+        print(f"neds: no command {name!r}; there are: {', '.join(COMMANDS)}", file=sys.stderr)
+        return 2
+    return run(name, rest)
+
+
+def run(name: str, argv: list[str] | None = None) -> int:
+    """Run the command ``name`` as ``neds NAME`` and the file of that name in ``examples/`` both do."""
+    command = importlib.import_module(f"neds_hf.cli.{name}")
+    try:
+        command.main(argv)
+    except NEDSError as error:
+        print(f"neds {name}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"neds {name}: stopped; run it again to resume", file=sys.stderr)
+        return 130
+    return 0

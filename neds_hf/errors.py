@@ -1,0 +1,8 @@
+"""The one error that users see: bad input, said in one line."""
+
+
+class NEDSError(ValueError):
+    """Input that cannot be used. The message names the file or session, what was expected and what was found.
+
+    The commands print it without a traceback and exit with status 2.
+    """
