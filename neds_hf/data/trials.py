@@ -1,0 +1,81 @@
+"""Rows of a `trials` table as arrays."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+from datasets import Dataset
+
+from neds_hf.data.schema import behaviors_of
+from neds_hf.errors import NEDSError
+
+
+@dataclass
+class SessionTrials:
+    """Trials of one session.
+
+    Attributes:
+        session: Session id.
+        trial_index: (B,) row among the session's trials.
+        spike_counts: (B, T, N) uint8.
+        continuous: Name to (B, T) float32; a trial without the variable is all NaN.
+        categorical: Name to (B,) int64 class index, -1 where missing.
+        classes: Name of each categorical variable to its class names.
+    """
+
+    session: str
+    trial_index: np.ndarray
+    spike_counts: np.ndarray
+    continuous: dict[str, np.ndarray] = field(default_factory=dict)
+    categorical: dict[str, np.ndarray] = field(default_factory=dict)
+    classes: dict[str, tuple[str, ...]] = field(default_factory=dict)
+
+
+def one_array(column: pa.ChunkedArray) -> pa.Array:
+    """The column as one Arrow array (no copy where it has one chunk)."""
+    return column.chunk(0) if column.num_chunks == 1 else pa.concat_arrays(column.chunks)
+
+
+def flat_values(array: pa.Array) -> np.ndarray:
+    """All numbers of a list column, one row after the other."""
+    return array.flatten().to_numpy(zero_copy_only=False)
+
+
+def continuous_values(column: pa.ChunkedArray, num_bins: int) -> np.ndarray:
+    """(B, T) float32 of a continuous behaviour; a null row becomes NaN."""
+    array = one_array(column)
+    values = np.full((len(array), num_bins), np.nan, np.float32)
+    values[array.is_valid().to_numpy(zero_copy_only=False)] = flat_values(array).reshape(-1, num_bins)
+    return values
+
+
+def categorical_values(column: pa.ChunkedArray) -> np.ndarray:
+    """(B,) int64 class indices of a categorical behaviour; null becomes -1."""
+    return one_array(column).fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
+
+
+def session_trials(dataset: Dataset, session: str) -> SessionTrials:
+    """All trials of one session of a `trials` split, in the order of the table.
+
+    Raises:
+        NEDSError: The split holds no trial of the session.
+    """
+    table = dataset.with_format("arrow")[:]
+    table = table.filter(pa.compute.equal(table["session"], session))
+    if len(table) == 0:
+        raise NEDSError(f"session {session} has no trial in this split of the dataset")
+    num_units = table["num_units"][0].as_py()
+    counts = flat_values(one_array(table["spike_counts"])).reshape(len(table), -1, num_units)
+    behaviors = behaviors_of(dataset.features)
+    return SessionTrials(
+        session=session,
+        trial_index=table["trial_index"].to_numpy(),
+        spike_counts=counts,
+        continuous={
+            name: continuous_values(table[name], counts.shape[1])
+            for name, classes in behaviors.items()
+            if classes is None
+        },
+        categorical={name: categorical_values(table[name]) for name, c in behaviors.items() if c is not None},
+        classes={name: classes for name, classes in behaviors.items() if classes is not None},
+    )
