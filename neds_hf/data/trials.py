@@ -45,13 +45,14 @@ def continuous_values(column: pa.ChunkedArray, num_bins: int) -> np.ndarray:
     """(B, T) float32 of a continuous behaviour; a null row becomes NaN."""
     array = one_array(column)
     values = np.full((len(array), num_bins), np.nan, np.float32)
-    values[array.is_valid().to_numpy(zero_copy_only=False)] = flat_values(array).reshape(-1, num_bins)
+    if not pa.types.is_null(array.type):
+        values[array.is_valid().to_numpy(zero_copy_only=False)] = flat_values(array).reshape(-1, num_bins)
     return values
 
 
 def categorical_values(column: pa.ChunkedArray) -> np.ndarray:
     """(B,) int64 class indices of a categorical behaviour; null becomes -1."""
-    return one_array(column).fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
+    return one_array(column).cast(pa.int64()).fill_null(-1).to_numpy(zero_copy_only=False)
 
 
 def session_trials(dataset: Dataset, session: str) -> SessionTrials:

@@ -1,0 +1,73 @@
+"""From rows of a `trials` table to a batch."""
+
+import numpy as np
+import pyarrow as pa
+import torch
+from datasets import Dataset, Features
+
+from neds_hf.data.trials import categorical_values, continuous_values, flat_values, one_array
+from neds_hf.errors import NEDSError
+from neds_hf.models.processing_neds import NEDSProcessor
+
+
+class ArrowTrials(torch.utils.data.Dataset):
+    """A `datasets.Dataset` whose batches are Arrow tables: tens of times faster to collate than rows.
+
+    Only for map-style datasets; `NEDSCollator` takes the rows of any other as they come.
+    """
+
+    def __init__(self, dataset: Dataset):
+        self.features: Features = dataset.features
+        self.dataset = dataset.with_format("arrow")
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> pa.Table:
+        return self.dataset[[index]]
+
+    def __getitems__(self, indices: list[int]) -> pa.Table:
+        return self.dataset[indices]
+
+
+class NEDSCollator:
+    """Collate rows of a `trials` table to the inputs of `NEDSModel`.
+
+    Works as `data_collator` of any `transformers.Trainer` with `remove_unused_columns=False`. Takes an Arrow
+    table (what `ArrowTrials` gives) or a list of rows (what any dataset gives).
+
+    Args:
+        processor: Knows the sessions and scales the behaviours.
+    """
+
+    def __init__(self, processor: NEDSProcessor):
+        self.processor = processor
+
+    def __call__(self, rows: pa.Table | list[dict]) -> dict:
+        if not isinstance(rows, pa.Table):
+            rows = pa.Table.from_pylist([dict(row) for row in rows])
+        counts = flat_values(one_array(rows["spike_counts"]))
+        num_units = rows["num_units"].to_numpy()
+        num_bins = self.processor.num_bins
+        if counts.size != num_bins * num_units.sum():
+            raise NEDSError(
+                f"the trials of sessions {sorted(set(rows['session'].to_pylist()))} do not have the "
+                f"{num_bins} bins that this model was made for"
+            )
+        ends = np.cumsum(num_bins * num_units)
+        return dict(
+            self.processor(
+                rows["session"].to_pylist(),
+                [
+                    counts[end - num_bins * units : end].reshape(num_bins, units)
+                    for end, units in zip(ends, num_units)
+                ],
+                {
+                    name: continuous_values(rows[name], num_bins)
+                    if classes is None
+                    else categorical_values(rows[name])
+                    for name, classes in self.processor.behaviors.items()
+                    if name in rows.column_names
+                },
+            )
+        )

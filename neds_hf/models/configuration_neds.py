@@ -1,0 +1,183 @@
+"""Configuration of NEDS (Zhang, Wang et al., ICML 2025, arXiv 2504.08201)."""
+
+from huggingface_hub.dataclasses import strict
+from transformers.configuration_utils import PreTrainedConfig
+
+KINDS = ("spikes", "continuous", "categorical")
+SCHEMES = ("encoding", "decoding", "within_modality", "cross_modal")
+
+IBL_MODALITIES = (
+    {"name": "spikes", "kind": "spikes"},
+    {"name": "choice", "kind": "categorical", "classes": ["right", "left"]},
+    {"name": "block", "kind": "categorical", "classes": ["0.2", "0.5", "0.8"]},
+    {"name": "wheel_speed", "kind": "continuous"},
+    {"name": "whisker_motion_energy", "kind": "continuous"},
+)
+
+# `small` and `base` are the paper's 3M single-session and 12M 74-session models. `tiny` is for demonstrations
+# and tests on two CPU cores: tokens of five bins and one token a categorical behaviour, 62 tokens a trial.
+PRESETS = {
+    "tiny": {
+        "hidden_size": 128,
+        "intermediate_size": 256,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "bins_per_token": 5,
+        "categorical_tokens": "trial",
+        "hidden_dropout": 0.1,
+        "attention_dropout": 0.0,
+        "unit_dropout": 0.2,
+    },
+    "small": {
+        "hidden_size": 256,
+        "intermediate_size": 512,
+        "num_hidden_layers": 5,
+        "num_attention_heads": 8,
+        "hidden_dropout": 0.2,
+        "attention_dropout": 0.4,
+    },
+    "base": {
+        "hidden_size": 256,
+        "intermediate_size": 512,
+        "num_hidden_layers": 22,
+        "num_attention_heads": 8,
+        "hidden_dropout": 0.2,
+        "attention_dropout": 0.4,
+    },
+}
+
+
+@strict
+class NEDSConfig(PreTrainedConfig):
+    r"""
+    session_ids (`list[str]`):
+        Sessions the model knows; `session_index` in `forward` counts in this order.
+    unit_counts (`list[int]`):
+        Number of units of each session, in the same order.
+    modalities (`list[dict]`):
+        `spikes` first, then the behaviours, each `{"name", "kind"}` with kind `"continuous"` or
+        `"categorical"`, the latter with `"classes"`, its class names in order. Default: those of the IBL.
+    num_bins (`int`, defaults to 100):
+        Bins T of a trial.
+    bins_per_token (`int`, defaults to 1):
+        Consecutive bins that make one token of spikes or of a continuous behaviour; divides `num_bins`.
+    categorical_tokens (`str`, defaults to `"bin"`):
+        `"bin"`: a categorical behaviour has as many tokens as a continuous one (paper); `"trial"`: one token.
+    hidden_size, intermediate_size, num_hidden_layers, num_attention_heads (`int`):
+        Sizes of the encoder; the defaults are the paper's single-session model.
+    hidden_dropout, attention_dropout (`float`):
+        Dropout on the embeddings and residual branches, and on the attention probabilities.
+    unit_dropout (`float`, defaults to 0.0):
+        Share of the units that a trial's input loses in training (they stay targets).
+    temporal_embedding (`bool`, defaults to `True`):
+        Learned embedding of the token's place in the trial, for every modality, beside the rotary one.
+    rope_theta (`float`, defaults to 10000.0):
+        Base of the rotary embedding of the bin.
+    scheme_weights (`dict[str, float]`):
+        How often training draws each of `"encoding"`, `"decoding"`, `"within_modality"`, `"cross_modal"`
+        (equally in the paper).
+    mask_ratio (`float`, defaults to 0.1):
+        Share of hidden tokens in `"within_modality"` and `"cross_modal"`.
+    single_behavior_probability (`float`, defaults to 0.5):
+        How often `"encoding"` in training shows one behaviour alone instead of all.
+    loss_weights (`dict[str, float]`, *optional*):
+        Weight of a modality's loss in the total; 1 where not named.
+    initial_mean_count (`float`, defaults to 0.1):
+        Expected spikes a bin that the readout of a new unit starts from when its own mean is not given.
+    """
+
+    model_type = "neds"
+    # The plain Trainer gathers everything that is not ignored, and the number of units differs by batch.
+    keys_to_ignore_at_inference = (
+        "losses",
+        "log_rates",
+        "predictions",
+        "last_hidden_state",
+        "hidden_states",
+        "attentions",
+    )
+
+    session_ids: list[str] | tuple[str, ...] = ()
+    unit_counts: list[int] | tuple[int, ...] = ()
+    modalities: list[dict] | tuple[dict, ...] = IBL_MODALITIES
+    num_bins: int = 100
+    bins_per_token: int = 1
+    categorical_tokens: str = "bin"
+    hidden_size: int = 256
+    intermediate_size: int = 512
+    num_hidden_layers: int = 5
+    num_attention_heads: int = 8
+    hidden_dropout: float | int = 0.2
+    attention_dropout: float | int = 0.4
+    unit_dropout: float | int = 0.0
+    temporal_embedding: bool = True
+    rope_theta: float | int = 10000.0
+    layer_norm_eps: float = 1e-5
+    scheme_weights: dict | None = None
+    mask_ratio: float | int = 0.1
+    single_behavior_probability: float | int = 0.5
+    loss_weights: dict | None = None
+    initial_mean_count: float = 0.1
+
+    def __post_init__(self, **kwargs):
+        self.session_ids = list(self.session_ids)
+        self.unit_counts = list(self.unit_counts)
+        self.modalities = [dict(modality) for modality in self.modalities]
+        self.scheme_weights = self.scheme_weights or dict.fromkeys(SCHEMES, 1.0)
+        self.loss_weights = self.loss_weights or {}
+        super().__post_init__(**kwargs)
+
+    def validate_architecture(self):
+        """Part of `@strict` validation: raises a ValueError that names the field at fault."""
+        names = [modality.get("name") for modality in self.modalities]
+        if len(self.session_ids) != len(self.unit_counts):
+            raise ValueError(f"{len(self.session_ids)} session_ids, but {len(self.unit_counts)} unit_counts")
+        if len(set(self.session_ids)) != len(self.session_ids):
+            raise ValueError("session_ids holds a session twice")
+        if names[:1] != ["spikes"] or len(names) < 2 or len(set(names)) != len(names):
+            raise ValueError(f"modalities must be 'spikes' and then distinct behaviours, not {names}")
+        for place, modality in enumerate(self.modalities):
+            if modality.get("kind") not in KINDS or (modality["kind"] == "spikes") != (place == 0):
+                raise ValueError(f"modality {modality.get('name')!r} has kind {modality.get('kind')!r}")
+            if modality["kind"] == "categorical" and len(modality.get("classes", ())) < 2:
+                raise ValueError(f"categorical modality {modality['name']!r} needs at least two classes")
+        if self.num_bins % self.bins_per_token:
+            raise ValueError(
+                f"num_bins {self.num_bins} is not a multiple of bins_per_token {self.bins_per_token}"
+            )
+        if self.hidden_size % (2 * self.num_attention_heads):
+            raise ValueError(
+                f"hidden_size {self.hidden_size} is not a multiple of twice the {self.num_attention_heads} heads"
+            )
+        if self.categorical_tokens not in ("bin", "trial"):
+            raise ValueError(f"categorical_tokens is 'bin' or 'trial', not {self.categorical_tokens!r}")
+        if set(self.scheme_weights) - set(SCHEMES) or sum(self.scheme_weights.values()) <= 0:
+            raise ValueError(f"scheme_weights {self.scheme_weights} must be positive weights of {SCHEMES}")
+        if set(self.loss_weights) - set(names):
+            raise ValueError(f"loss_weights {self.loss_weights} names a modality that is not in {names}")
+
+    @classmethod
+    def from_preset(cls, preset: str, **kwargs) -> "NEDSConfig":
+        """The sizes of `"tiny"`, `"small"` or `"base"`; `kwargs` override and complete them."""
+        if preset not in PRESETS:
+            raise ValueError(f"no preset {preset!r}; there are: {', '.join(PRESETS)}")
+        return cls(**{**PRESETS[preset], **kwargs})
+
+    @property
+    def behaviors(self) -> dict[str, int]:
+        """Behaviour to its number of classes, 0 for a continuous one, in order."""
+        return {modality["name"]: len(modality.get("classes", ())) for modality in self.modalities[1:]}
+
+    @property
+    def tokens_per_trial(self) -> dict[str, int]:
+        """Modality to its number of tokens, in the order of the sequence."""
+        tokens = self.num_bins // self.bins_per_token
+        return {
+            modality["name"]: 1
+            if modality["kind"] == "categorical" and self.categorical_tokens == "trial"
+            else tokens
+            for modality in self.modalities
+        }
+
+
+__all__ = ["NEDSConfig"]

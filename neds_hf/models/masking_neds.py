@@ -1,0 +1,87 @@
+"""What is hidden from the model, trial by trial (paper, section 3.2).
+
+Four schemes, one drawn for each trial:
+
+- `encoding`: all spikes are hidden; all behaviours are shown, or in training one behaviour alone.
+- `decoding`: all behaviours are hidden.
+- `within_modality`: random tokens of the spikes, or of the behaviours, are hidden and must be predicted from
+  the rest of the same; the other is left out of attention.
+- `cross_modal`: random tokens of everything are hidden.
+"""
+
+import torch
+
+from .configuration_neds import SCHEMES, NEDSConfig
+
+
+def num_uniform(config: NEDSConfig) -> int:
+    """Random numbers that `sample_masks` uses for one trial."""
+    return 3 + sum(config.tokens_per_trial.values())
+
+
+def sample_masks(
+    config: NEDSConfig,
+    available: dict[str, torch.Tensor],
+    uniform: torch.Tensor | None = None,
+    scheme: str | None = None,
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """Masks of a batch.
+
+    Args:
+        config: The model's configuration.
+        available: Behaviour to (B,) bool, True where the trial has it.
+        uniform: (B, `num_uniform(config)`) random numbers in [0, 1); a trial's masks depend on its own row
+            only. Needed unless `scheme` is `"encoding"` or `"decoding"`.
+        scheme: One scheme for all trials, with all behaviours shown in `"encoding"`; None draws one for
+            each trial by `config.scheme_weights`.
+
+    Returns:
+        `hidden`, modality to (B, T) bool ((B,) for a behaviour of one token), True where the token is to be
+        predicted, and `available` less the modalities that the scheme leaves out of attention, with an entry
+        for `spikes`. What is not available is never hidden.
+
+    Raises:
+        ValueError: An unknown scheme, or random numbers missing.
+    """
+    if scheme is not None and scheme not in SCHEMES:
+        raise ValueError(f"no masking scheme {scheme!r}; there are: {', '.join(SCHEMES)}")
+    if uniform is None and scheme not in ("encoding", "decoding"):
+        raise ValueError(f"masking scheme {scheme or 'drawn for each trial'} needs random numbers")
+
+    names = list(config.behaviors)
+    shown = torch.stack([available[name] for name in names], 1)  # (B, behaviours)
+    batch_size, device = len(shown), shown.device
+    if uniform is None:
+        uniform = torch.zeros(batch_size, num_uniform(config), device=device)
+
+    if scheme is None:
+        weights = torch.tensor([config.scheme_weights.get(name, 0.0) for name in SCHEMES], device=device)
+        drawn = torch.bucketize(uniform[:, 0] * weights.sum(), weights.cumsum(0), right=True)
+        drawn = drawn.clamp(max=len(SCHEMES) - 1)
+        alone = uniform[:, 1] < config.single_behavior_probability
+    else:
+        drawn = torch.full((batch_size,), SCHEMES.index(scheme), device=device)
+        alone = torch.zeros(batch_size, dtype=torch.bool, device=device)
+    encoding, decoding, within, cross = (drawn == place for place in range(len(SCHEMES)))
+
+    # One behaviour alone: the k-th of those that the trial has.
+    count = shown.sum(1)
+    chosen = (uniform[:, 2] * count).long()
+    is_chosen = shown & (shown.cumsum(1) - 1 == chosen[:, None])
+    attended = torch.where((encoding & alone)[:, None], is_chosen, shown)
+    # Within spikes or within behaviours; a trial without behaviours has only spikes.
+    within_spikes = within & ((uniform[:, 1] < 0.5) | (count == 0))
+    within_behavior = within & ~within_spikes
+    attended = attended & ~within_spikes[:, None]
+
+    tokens = config.tokens_per_trial
+    random = dict(zip(tokens, (uniform[:, 3:] < config.mask_ratio).split(list(tokens.values()), 1)))
+    some = {"spikes": cross | within_spikes} | dict.fromkeys(names, cross | within_behavior)
+    whole = {"spikes": encoding} | dict.fromkeys(names, decoding)
+    kept = {"spikes": ~within_behavior} | {name: attended[:, place] for place, name in enumerate(names)}
+    hidden = {}
+    for name in tokens:
+        mask = (whole[name][:, None] | (some[name][:, None] & random[name])) & kept[name][:, None]
+        one_token = config.categorical_tokens == "trial" and config.behaviors.get(name, 0) > 0
+        hidden[name] = mask[:, 0] if one_token else mask.repeat_interleave(config.bins_per_token, 1)
+    return hidden, kept

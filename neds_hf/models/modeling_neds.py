@@ -1,0 +1,529 @@
+"""NEDS: one transformer from neural activity to behaviour and back (arXiv 2504.08201).
+
+Read top to bottom: output, attention, block, encoder, then `NEDSModel` with its tokenizer, readout and loss.
+Shapes: trials of the batch B, bins T, units N, tokens L, hidden size H.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import initialization as init
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
+from transformers.utils import ModelOutput
+
+from .configuration_neds import NEDSConfig
+from .masking_neds import num_uniform, sample_masks
+
+
+@dataclass
+class NEDSOutput(ModelOutput):
+    """What `NEDSModel` returns.
+
+    Attributes:
+        loss: Weighted sum of `losses`; None where there was nothing to predict or no target.
+        losses: Modality to its loss, a scalar each.
+        log_rates: (B, T, N) natural logarithm of the expected spikes per bin; meaningless where `unit_mask` is
+            False.
+        predictions: Behaviour to (B, T) in the processor's scale, or (B, classes) logits.
+        last_hidden_state: (B, L, H), the tokens of the modalities one after the other.
+        hidden_states: `num_hidden_layers + 1` of (B, L, H), on request.
+        attentions: `num_hidden_layers` of (B, heads, L, L), on request (eager attention only).
+    """
+
+    loss: torch.Tensor | None = None
+    losses: dict[str, torch.Tensor] | None = None
+    log_rates: torch.Tensor | None = None
+    predictions: dict[str, torch.Tensor] | None = None
+    last_hidden_state: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+
+
+def rotary(positions: torch.Tensor, dim: int, theta: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosine and sine, (L, dim) each, of the rotary embedding of `positions` (L,)."""
+    frequencies = theta ** -(torch.arange(0, dim, 2, device=positions.device, dtype=torch.float32) / dim)
+    angles = positions[:, None].float() * frequencies
+    angles = torch.cat((angles, angles), -1)
+    return angles.cos(), angles.sin()
+
+
+def rotate(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Rotate the halves of the last axis of `states` (B, heads, L, dim), as in Llama."""
+    first, second = states.chunk(2, -1)
+    return states * cos + torch.cat((-second, first), -1) * sin
+
+
+def eager_attention(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention written out: (B, heads, L, dim) in, (B, L, heads, dim) and the probabilities out."""
+    scores = query @ key.transpose(-1, -2) * scaling
+    if attention_mask is not None:
+        scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
+    probabilities = F.dropout(scores.softmax(-1), dropout, module.training)
+    return (probabilities @ value).transpose(1, 2), probabilities
+
+
+class Table(nn.Embedding):
+    """Learned rows, drawn from a normal distribution, that can become more."""
+
+    def __init__(self, num_rows: int, width: int, std: float, mean: float = 0.0):
+        self.std, self.mean = std, mean
+        super().__init__(num_rows, width)
+
+    def append(self, rows: torch.Tensor) -> None:
+        """Add `rows` (n, width) at the end."""
+        weight = torch.cat((self.weight, rows.to(self.weight)))
+        self.weight = nn.Parameter(weight, requires_grad=self.weight.requires_grad)
+        self.num_embeddings = len(weight)
+
+    def append_random(self, num_rows: int) -> None:
+        """Add rows that are spread as the present ones are, or as at the start where there are none."""
+        std = float(self.weight.std()) if self.num_embeddings > 1 else self.std
+        self.append(torch.empty(num_rows, self.embedding_dim).normal_(self.mean, std))
+
+
+class NEDSAttention(nn.Module):
+    """Multi-head attention over all tokens of a trial, rotary by bin."""
+
+    def __init__(self, config: NEDSConfig):
+        super().__init__()
+        self.config = config
+        self.num_heads = config.num_attention_heads
+        self.head_dim = config.hidden_size // config.num_attention_heads
+        self.is_causal = False
+        self.qkv_proj = nn.Linear(config.hidden_size, 3 * config.hidden_size)
+        self.out_proj = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, states, cos, sin, attention_mask):
+        batch_size, length, _ = states.shape
+        qkv = self.qkv_proj(states).view(batch_size, length, 3, self.num_heads, self.head_dim)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4)
+        query, key = rotate(query, cos, sin), rotate(key, cos, sin)
+        attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
+        attended, probabilities = attention(
+            self,
+            query,
+            key,
+            value,
+            attention_mask,
+            scaling=self.head_dim**-0.5,
+            dropout=self.config.attention_dropout if self.training else 0.0,
+        )
+        return self.out_proj(attended.reshape(batch_size, length, -1)), probabilities
+
+
+class NEDSBlock(GradientCheckpointingLayer):
+    """Pre-norm transformer block: attention, then GELU feed-forward."""
+
+    def __init__(self, config: NEDSConfig):
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.attention = NEDSAttention(config)
+        self.feed_forward_norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.dropout = nn.Dropout(config.hidden_dropout)
+
+    def forward(self, states, cos, sin, attention_mask):
+        attended, probabilities = self.attention(self.attention_norm(states), cos, sin, attention_mask)
+        states = states + self.dropout(attended)
+        fed = self.down_proj(F.gelu(self.up_proj(self.feed_forward_norm(states))))
+        return states + self.dropout(fed), probabilities
+
+
+class NEDSEncoder(nn.Module):
+    """Blocks and the last LayerNorm. Knows nothing of sessions; fine-tuning may freeze it as a whole."""
+
+    def __init__(self, config: NEDSConfig):
+        super().__init__()
+        self.blocks = nn.ModuleList(NEDSBlock(config) for _ in range(config.num_hidden_layers))
+        self.norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+
+    @property
+    def residuals(self) -> list[nn.Linear]:
+        """Layers that write to the residual stream; they start small, the deeper the model the smaller."""
+        return [linear for block in self.blocks for linear in (block.attention.out_proj, block.down_proj)]
+
+    def forward(self, states, cos, sin, attention_mask):
+        hidden_states, attentions = [states], []
+        for block in self.blocks:
+            states, probabilities = block(states, cos, sin, attention_mask)
+            hidden_states.append(states)
+            attentions.append(probabilities)
+        return self.norm(states), tuple(hidden_states), tuple(attentions)
+
+
+class NEDSModel(PreTrainedModel):
+    """The one model class; `AutoModel` gives it.
+
+    Every unit of every session has one row in `unit_embedding` and one in `unit_readout`, so that a new animal
+    is new rows (`add_sessions`) and the neuron embedding of unit k of a session is row k of its rows.
+    Behaviours are variables that animals share: their tokenizers and readouts belong to no session. What is a
+    session's own besides its units is an embedding added to its tokens.
+    """
+
+    config_class = NEDSConfig
+    base_model_prefix = "neds"
+    main_input_name = "spike_counts"
+    supports_gradient_checkpointing = True
+    _no_split_modules: Sequence[str] = ("NEDSBlock",)
+    _supports_sdpa = True
+    _supports_flash_attn = True
+
+    def __init__(self, config: NEDSConfig):
+        super().__init__(config)
+        hidden_size, patch = config.hidden_size, config.bins_per_token
+        num_modalities, num_units = len(config.modalities), sum(config.unit_counts)
+        # Tokenizer
+        self.unit_embedding = Table(num_units, hidden_size, std=0.1)
+        self.spike_patch = nn.Linear(patch * hidden_size, hidden_size) if patch > 1 else nn.Identity()
+        self.behavior_embedding = nn.ModuleDict(
+            {
+                name: Table(classes, hidden_size, std=0.1) if classes else nn.Linear(patch, hidden_size)
+                for name, classes in config.behaviors.items()
+            }
+        )
+        self.mask_embedding = Table(1, hidden_size, std=0.1)
+        self.modality_embedding = Table(num_modalities, hidden_size, std=0.1)
+        self.session_embedding = Table(len(config.session_ids), num_modalities * hidden_size, std=0.01)
+        if config.temporal_embedding:
+            self.temporal_embedding = Table(num_modalities * config.num_bins // patch, hidden_size, std=0.1)
+        self.dropout = nn.Dropout(config.hidden_dropout)
+        self.encoder = NEDSEncoder(config)
+        # Readout
+        self.spike_unpatch = nn.Linear(hidden_size, patch * hidden_size) if patch > 1 else nn.Identity()
+        self.unit_readout = Table(num_units, hidden_size, std=0.02)
+        self.unit_bias = Table(num_units, 1, std=0.0, mean=math.log(config.initial_mean_count))
+        self.behavior_readout = nn.ModuleDict(
+            {name: nn.Linear(hidden_size, classes or patch) for name, classes in config.behaviors.items()}
+        )
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, nn.Linear):
+            scale = (2 * self.config.num_hidden_layers) ** -0.5 if module in self.encoder.residuals else 1.0
+            init.normal_(module.weight, std=scale * module.in_features**-0.5)
+            init.zeros_(module.bias)
+        elif isinstance(module, nn.LayerNorm):
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+        elif isinstance(module, Table):
+            init.normal_(module.weight, mean=module.mean, std=module.std)
+
+    # --- sessions ---
+
+    def unit_rows(self, session: str) -> slice:
+        """Rows of the units of `session` in `unit_embedding`, `unit_readout` and `unit_bias`."""
+        if session not in self.config.session_ids:
+            raise ValueError(
+                f"session {session!r} is not one of the {len(self.config.session_ids)} sessions of this model"
+            )
+        place = self.config.session_ids.index(session)
+        start = sum(self.config.unit_counts[:place])
+        return slice(start, start + self.config.unit_counts[place])
+
+    @torch.no_grad()
+    def add_sessions(
+        self, sessions: Mapping[str, int], mean_counts: Mapping[str, np.ndarray] | None = None
+    ) -> None:
+        """Give the model new animals: new rows for their units, and a session embedding to start from.
+
+        Args:
+            sessions: Session id to number of units N.
+            mean_counts: Session id to (N,) mean spikes per bin on training trials; the readout then starts from
+                every unit's mean rate. `NEDSProcessor.mean_counts` has them.
+
+        Raises:
+            ValueError: A session that the model already has, or means of another number of units.
+        """
+        for session, num_units in sessions.items():
+            if session in self.config.session_ids:
+                raise ValueError(f"session {session!r} is already in this model")
+            self.unit_embedding.append_random(num_units)
+            self.unit_readout.append_random(num_units)
+            self.unit_bias.append(torch.full((num_units, 1), self.unit_bias.mean))
+            if self.config.session_ids:  # the average animal
+                self.session_embedding.append(self.session_embedding.weight.mean(0, keepdim=True))
+            else:
+                self.session_embedding.append_random(1)
+            self.config.session_ids.append(session)
+            self.config.unit_counts.append(num_units)
+            if mean_counts is not None:
+                self.set_mean_counts(session, mean_counts[session])
+
+    @torch.no_grad()
+    def set_mean_counts(self, session: str, mean_counts: np.ndarray) -> None:
+        """Start the readout of a session's units from their (N,) mean spikes per bin; a silent unit from 1e-4."""
+        rows = self.unit_rows(session)
+        if len(mean_counts) != rows.stop - rows.start:
+            raise ValueError(
+                f"session {session!r} has {rows.stop - rows.start} units, but {len(mean_counts)} means were given"
+            )
+        means = torch.as_tensor(np.asarray(mean_counts), dtype=torch.float32).clamp(min=1e-4)
+        self.unit_bias.weight[rows, 0] = means.log().to(self.unit_bias.weight)
+
+    # --- the model ---
+
+    def forward(
+        self,
+        session_index: torch.Tensor,
+        spike_counts: torch.Tensor,
+        unit_mask: torch.Tensor | None = None,
+        behaviors: dict[str, torch.Tensor] | None = None,
+        available: dict[str, torch.Tensor] | None = None,
+        hidden: dict[str, torch.Tensor] | None = None,
+        scheme: str | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        return_loss: bool = True,
+    ) -> NEDSOutput:
+        """Predict what is hidden.
+
+        Args:
+            session_index: (B,) place of each trial's session in `config.session_ids`.
+            spike_counts: (B, T, N), any integer or float dtype; N is the largest unit count of the batch.
+            unit_mask: (B, N) bool, True for a real unit. Default: the first `unit_counts` of each session.
+            behaviors: Name to (B, T) scaled values, or (B,) class indices. What is missing may hold anything.
+            available: Name to (B,) bool, True where the trial has the behaviour. Default: those of `behaviors`.
+            hidden: Modality to (B, T) bool, or (B,) for a whole behaviour: what is to be predicted. A token of
+                several bins is hidden when one of them is. Default: in training drawn by
+                `config.scheme_weights`, else nothing.
+            scheme: A masking scheme for all trials, instead of `hidden`.
+            output_hidden_states: Return `hidden_states`.
+            output_attentions: Return `attentions`; needs eager attention.
+            return_loss: Compute the loss. Outside training, with neither `hidden` nor `scheme`, it is that of
+                two further passes, one encoding and one decoding; the other outputs are of the pass with
+                nothing hidden.
+
+        Raises:
+            ValueError: Shapes that do not fit the configuration, or a unit that the session does not have.
+        """
+        config = self.config
+        behaviors = behaviors or {}
+        unit_mask = self._checked_unit_mask(session_index, spike_counts, unit_mask)
+        available = self._checked_behaviors(len(session_index), spike_counts.device, behaviors, available)
+        if output_attentions is None:
+            output_attentions = config.output_attentions
+        if output_hidden_states is None:
+            output_hidden_states = config.output_hidden_states
+        if output_attentions and config._attn_implementation != "eager":
+            raise ValueError("output_attentions needs attn_implementation='eager'")
+
+        two_passes = False
+        if hidden is None:
+            if self.training or scheme is not None:
+                uniform = None
+                if scheme not in ("encoding", "decoding"):
+                    uniform = torch.rand(len(session_index), num_uniform(config), device=spike_counts.device)
+                hidden, available = sample_masks(config, available, uniform, scheme)
+            else:
+                two_passes, hidden = return_loss and bool(behaviors), {}
+
+        states, attention_mask = self._tokenize(
+            session_index, spike_counts, unit_mask, behaviors, available, hidden
+        )
+        cos, sin = rotary(
+            self._positions(states.device),
+            config.hidden_size // config.num_attention_heads,
+            config.rope_theta,
+        )
+        states, hidden_states, attentions = self.encoder(
+            states, cos.to(states.dtype), sin.to(states.dtype), attention_mask
+        )
+        log_rates, predictions = self._read_out(session_index, unit_mask, states)
+
+        losses = None
+        if two_passes:
+            passes = [
+                self(session_index, spike_counts, unit_mask, behaviors, available, scheme=one)
+                for one in ("encoding", "decoding")
+            ]
+            losses = {name: sum(one.losses[name] for one in passes) for name in passes[0].losses}
+        elif return_loss and hidden:
+            losses = self._losses(
+                log_rates, predictions, spike_counts, unit_mask, behaviors, available, hidden
+            )
+        loss = None
+        if losses is not None:
+            loss = sum(config.loss_weights.get(name, 1.0) * value for name, value in losses.items())
+        return NEDSOutput(
+            loss=loss,
+            losses=losses,
+            log_rates=log_rates,
+            predictions=predictions,
+            last_hidden_state=states,
+            hidden_states=hidden_states if output_hidden_states else None,
+            attentions=attentions if output_attentions else None,
+        )
+
+    def _checked_unit_mask(self, session_index, spike_counts, unit_mask):
+        batch_size, num_bins, num_units = spike_counts.shape
+        if num_bins != self.config.num_bins:
+            raise ValueError(f"spike_counts has {num_bins} bins, the model {self.config.num_bins}")
+        counts = torch.tensor(self.config.unit_counts, device=session_index.device)[session_index]
+        exists = torch.arange(num_units, device=counts.device) < counts[:, None]
+        if unit_mask is None:
+            unit_mask = exists
+            if int(counts.max()) > num_units:
+                raise ValueError(
+                    f"spike_counts has {num_units} units, but a session of the batch {int(counts.max())}; "
+                    "give unit_mask for a part of the units"
+                )
+        elif unit_mask.shape != (batch_size, num_units):
+            raise ValueError(f"unit_mask is {tuple(unit_mask.shape)}, expected {(batch_size, num_units)}")
+        elif bool((unit_mask & ~exists).any()):
+            raise ValueError("unit_mask holds more units than the trial's session has in this model")
+        return unit_mask
+
+    def _checked_behaviors(self, batch_size, device, behaviors, available):
+        unknown = set(behaviors) - set(self.config.behaviors)
+        if unknown:
+            raise ValueError(f"behaviours {sorted(unknown)} are not among {list(self.config.behaviors)}")
+        for name, values in behaviors.items():
+            expected = (batch_size,) if self.config.behaviors[name] else (batch_size, self.config.num_bins)
+            if tuple(values.shape) != expected:
+                raise ValueError(f"{name} is {tuple(values.shape)}, expected {expected}")
+        available = available or {}
+        filled = {"spikes": available["spikes"]} if "spikes" in available else {}
+        for name in self.config.behaviors:
+            if name in behaviors and name in available:
+                filled[name] = available[name]
+            else:
+                filled[name] = torch.full((batch_size,), name in behaviors, device=device)
+        return filled
+
+    def _positions(self, device) -> torch.Tensor:
+        """(L,) bin at which each token starts; 0 for a behaviour of one token."""
+        return torch.cat(
+            [
+                torch.arange(tokens, device=device) * self.config.bins_per_token
+                for tokens in self.config.tokens_per_trial.values()
+            ]
+        )
+
+    def _unit_indices(self, session_index, unit_mask):
+        """(B, N) row of each unit in the tables; 0 where there is no unit."""
+        starts = torch.tensor([0, *self.config.unit_counts], device=unit_mask.device).cumsum(0)[session_index]
+        rows = starts[:, None] + torch.arange(unit_mask.shape[1], device=unit_mask.device)
+        return rows.masked_fill(~unit_mask, 0)
+
+    def _tokenize(self, session_index, spike_counts, unit_mask, behaviors, available, hidden):
+        """Tokens (B, L, H) of all modalities, and the attention mask: None where every token is attended."""
+        config, dtype = self.config, self.unit_embedding.weight.dtype
+        batch_size = len(spike_counts)
+        # Square roots even out the variance of Poisson counts.
+        counts = spike_counts.to(dtype).sqrt() * unit_mask[:, None].to(dtype)
+        if self.training and config.unit_dropout:
+            counts = counts * F.dropout(torch.ones_like(counts[:, :1]), config.unit_dropout)
+        spikes = counts @ self.unit_embedding(self._unit_indices(session_index, unit_mask))
+        features = {
+            "spikes": self.spike_patch(
+                spikes.reshape(batch_size, -1, config.bins_per_token * config.hidden_size)
+            )
+        }
+        tokens = config.tokens_per_trial
+        for name, classes in config.behaviors.items():
+            values = behaviors.get(name)
+            if values is None:
+                features[name] = spikes.new_zeros(batch_size, tokens[name], config.hidden_size)
+            elif classes:
+                embedded = self.behavior_embedding[name](values.clamp(min=0))
+                features[name] = embedded[:, None].expand(-1, tokens[name], -1)
+            else:
+                values = torch.where(available[name][:, None], values, 0.0).to(dtype)
+                features[name] = self.behavior_embedding[name](
+                    values.reshape(batch_size, tokens[name], config.bins_per_token)
+                )
+
+        session = self.session_embedding(session_index).view(batch_size, -1, 1, config.hidden_size)
+        states, attended = [], []
+        for place, (name, feature) in enumerate(features.items()):
+            embedding = self.modality_embedding.weight[place] + session[:, place]
+            if config.temporal_embedding and tokens[name] > 1:
+                embedding = (
+                    embedding
+                    + self.temporal_embedding.weight.view(len(tokens), -1, config.hidden_size)[place]
+                )
+            if name in hidden:
+                mask = hidden[name]
+                mask = mask[:, None].expand(-1, tokens[name]) if mask.dim() == 1 else mask
+                mask = mask.reshape(batch_size, tokens[name], -1).any(-1)
+                feature = torch.where(mask[..., None], self.mask_embedding.weight[0], feature)
+            else:
+                mask = torch.zeros(batch_size, tokens[name], dtype=torch.bool, device=feature.device)
+            states.append(feature + embedding)
+            # What is hidden has no need to be available; spikes are, unless the scheme leaves them out.
+            is_available = available.get(name)
+            attended.append(
+                mask | is_available[:, None] if is_available is not None else torch.ones_like(mask)
+            )
+        attended = torch.cat(attended, 1)
+        attention_mask = None
+        if not bool(attended.all()):
+            flash = "flash" in config._attn_implementation
+            attention_mask = attended if flash else attended[:, None, None]
+        return self.dropout(torch.cat(states, 1)), attention_mask
+
+    def _read_out(self, session_index, unit_mask, states):
+        """`log_rates` (B, T, N) and `predictions`, in float32."""
+        config = self.config
+        tokens = config.tokens_per_trial
+        states = dict(zip(tokens, states.split(list(tokens.values()), 1)))
+        rows = self._unit_indices(session_index, unit_mask)
+        spikes = self.spike_unpatch(states["spikes"]).reshape(len(rows), config.num_bins, config.hidden_size)
+        log_rates = spikes @ self.unit_readout(rows).transpose(1, 2) + self.unit_bias(rows).transpose(1, 2)
+        predictions = {}
+        for name, classes in config.behaviors.items():
+            if classes:
+                predictions[name] = self.behavior_readout[name](states[name].mean(1)).float()
+            else:
+                predictions[name] = self.behavior_readout[name](states[name]).flatten(1).float()
+        return log_rates.float(), predictions
+
+    def _losses(self, log_rates, predictions, spike_counts, unit_mask, behaviors, available, hidden):
+        """Loss of each modality, every trial counting the same, so that it does not matter how trials are
+        spread over batches and processes.
+
+        Within a trial: Poisson negative log-likelihood per spike (nats; the trial's spikes times the hidden
+        share of its bins), mean squared error over hidden bins, cross-entropy. In these units the modalities
+        are of one order, whatever the number of units, bins and spikes.
+        """
+        losses = {}
+        if "spikes" in hidden:
+            counts = spike_counts.float() * unit_mask[:, None]
+            mask = hidden["spikes"].float()
+            nll = (log_rates.exp() - counts * log_rates).masked_fill(~unit_mask[:, None], 0.0).sum(-1)
+            spikes = counts.sum((1, 2)).clamp(min=1) * mask.mean(1)
+            losses["spikes"] = ((nll * mask).sum(1) / spikes.clamp(min=1)).mean()
+        for name, classes in self.config.behaviors.items():
+            if name not in hidden or name not in behaviors:
+                continue
+            target = behaviors[name]
+            if classes:
+                mask = hidden[name] if hidden[name].dim() == 1 else hidden[name].any(1)
+                mask = mask & available[name]
+                error = F.cross_entropy(predictions[name], target.clamp(min=0), reduction="none")
+                losses[name] = (error * mask).mean()
+            else:
+                mask = hidden[name] & available[name][:, None]
+                error = (predictions[name] - target.float()).square().masked_fill(~mask, 0.0)
+                losses[name] = (error.sum(1) / mask.sum(1).clamp(min=1)).mean()
+        return losses
+
+
+__all__ = ["NEDSModel"]

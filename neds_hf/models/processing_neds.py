@@ -1,0 +1,222 @@
+"""From recordings to the model's inputs, and from its outputs to the data's own units."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from transformers.feature_extraction_utils import BatchFeature
+from transformers.processing_utils import ProcessorMixin
+
+
+class NEDSProcessor(ProcessorMixin):
+    """What a model must know of the data it was trained on; saved beside its weights.
+
+    Continuous behaviours are z-scored by constants of the session's training trials (paper: scaled to -1...1,
+    by constants that are not given).
+
+    Args:
+        modalities: As in `NEDSConfig`.
+        num_bins, bin_size_s, window_start_s, align_event: The trial window.
+        sessions: Session id to its `"units"` (uuid of every unit, in the order of the model's rows),
+            `"mean_counts"` (mean spikes per bin of every unit) and `"scaling"` (continuous behaviour to
+            `[mean, standard deviation]`), all of the training trials. In the order of `NEDSConfig.session_ids`.
+    """
+
+    attributes: Sequence[str] = ()
+
+    def __init__(
+        self,
+        modalities: Sequence[dict] = (),
+        num_bins: int = 100,
+        bin_size_s: float = 0.02,
+        window_start_s: float = -0.5,
+        align_event: str = "stimOn_times",
+        sessions: Sequence[dict] = (),
+    ):
+        super().__init__()
+        self.modalities = [dict(modality) for modality in modalities]
+        self.num_bins = num_bins
+        self.bin_size_s = bin_size_s
+        self.window_start_s = window_start_s
+        self.align_event = align_event
+        self.sessions = [dict(session) for session in sessions]
+
+    @property
+    def session_ids(self) -> list[str]:
+        """Sessions in the order of `session_index`."""
+        return [session["session"] for session in self.sessions]
+
+    @property
+    def behaviors(self) -> dict[str, list[str] | None]:
+        """Behaviour to its class names, None for a continuous one."""
+        return {modality["name"]: modality.get("classes") for modality in self.modalities[1:]}
+
+    @property
+    def times_s(self) -> np.ndarray:
+        """(T,) centre of each bin, seconds from the event."""
+        return self.window_start_s + (np.arange(self.num_bins) + 0.5) * self.bin_size_s
+
+    def session(self, session: str) -> dict:
+        """Statistics of one session.
+
+        Raises:
+            ValueError: The processor does not know the session.
+        """
+        for known in self.sessions:
+            if known["session"] == session:
+                return known
+        raise ValueError(
+            f"this processor has no statistics of session {session!r}; add_session gives it them"
+        )
+
+    def mean_counts(self, session: str) -> np.ndarray:
+        """(N,) mean spikes per bin of the session's units on its training trials."""
+        return np.array(self.session(session)["mean_counts"])
+
+    def add_session(
+        self,
+        session: str,
+        units: Sequence[str],
+        spike_counts: np.ndarray,
+        behaviors: Mapping[str, np.ndarray],
+    ) -> None:
+        """Learn a session's statistics from its training trials.
+
+        Args:
+            session: Session id.
+            units: Uuid of each of the N units.
+            spike_counts: (B, T, N).
+            behaviors: Continuous behaviour to (B, T); a trial without it is NaN. The rest is not looked at.
+
+        Raises:
+            ValueError: A known session, wrong shapes, or a continuous behaviour that never changes.
+        """
+        if session in self.session_ids:
+            raise ValueError(f"session {session!r} is already in this processor")
+        if spike_counts.ndim != 3 or spike_counts.shape[1:] != (self.num_bins, len(units)):
+            raise ValueError(
+                f"session {session!r}: spike counts are {spike_counts.shape}, expected (trials, "
+                f"{self.num_bins}, {len(units)})"
+            )
+        scaling = {}
+        for name, classes in self.behaviors.items():
+            values = behaviors.get(name)
+            if classes is not None or values is None or np.isnan(values).all():
+                continue
+            mean, std = (
+                float(np.nanmean(values, dtype=np.float64)),
+                float(np.nanstd(values, dtype=np.float64)),
+            )
+            if not std > 0:
+                raise ValueError(f"session {session!r}: {name} is {mean} in every bin of the training trials")
+            scaling[name] = [mean, std]
+        self.sessions.append(
+            {
+                "session": session,
+                "units": [str(unit) for unit in units],
+                "mean_counts": spike_counts.mean((0, 1), dtype=np.float64).round(6).tolist(),
+                "scaling": scaling,
+            }
+        )
+
+    def scale(self, session: str, name: str, values: np.ndarray) -> np.ndarray:
+        """Values of a continuous behaviour, any shape, in the model's scale.
+
+        Raises:
+            ValueError: The session's training trials had none of it, so that there are no constants.
+        """
+        mean, std = self._constants(session, name)
+        return (values - mean) / std
+
+    def unscale(self, session: str, name: str, values: np.ndarray) -> np.ndarray:
+        """Back from the model's scale to the data's own units."""
+        mean, std = self._constants(session, name)
+        return values * std + mean
+
+    def _constants(self, session: str, name: str) -> list[float]:
+        scaling = self.session(session)["scaling"]
+        if name not in scaling:
+            raise ValueError(f"session {session!r} had no {name} to train on, so its scale is not known")
+        return scaling[name]
+
+    def __call__(
+        self,
+        sessions: str | Sequence[str],
+        spike_counts: np.ndarray | Sequence[np.ndarray],
+        behaviors: Mapping[str, np.ndarray] | None = None,
+    ) -> BatchFeature:
+        """Inputs of `NEDSModel.forward`.
+
+        Args:
+            sessions: Session of every trial, or one for all.
+            spike_counts: Of every trial (T, N), N that of its session; or one array (B, T, N).
+            behaviors: Name to (B, T) in the data's units, NaN for a trial without it; or (B,) class indices, -1
+                for a trial without it. A behaviour that is not named is missing.
+
+        Returns:
+            `session_index`, `spike_counts` (uint8, zero where padded), `unit_mask`, `behaviors`, `available`.
+
+        Raises:
+            ValueError: An unknown session or behaviour, a shape that does not fit, a class that does not exist.
+        """
+        behaviors = dict(behaviors or {})
+        batch_size = len(spike_counts)
+        sessions = [sessions] * batch_size if isinstance(sessions, str) else list(sessions)
+        unknown = set(behaviors) - set(self.behaviors)
+        if unknown:
+            raise ValueError(f"behaviours {sorted(unknown)} are not among {list(self.behaviors)}")
+
+        places = {known: place for place, known in enumerate(self.session_ids)}
+        for session in dict.fromkeys(sessions):
+            if session not in places:
+                raise ValueError(f"this processor does not know session {session!r}")
+        counts = [len(self.sessions[places[session]]["units"]) for session in sessions]
+        padded = np.zeros((batch_size, self.num_bins, max(counts, default=0)), np.uint8)
+        for trial, (session, num_units, spikes) in enumerate(zip(sessions, counts, spike_counts)):
+            if np.shape(spikes) != (self.num_bins, num_units):
+                raise ValueError(
+                    f"session {session!r}: spike counts of a trial are {np.shape(spikes)}, expected "
+                    f"{(self.num_bins, num_units)}, bins by units"
+                )
+            padded[trial, :, :num_units] = spikes
+
+        values, available = {}, {}
+        for name, classes in self.behaviors.items():
+            if classes is None:
+                given = np.full((batch_size, self.num_bins), np.nan, np.float32)
+            else:
+                given = np.full(batch_size, -1)
+            if name in behaviors:
+                if np.shape(behaviors[name]) != given.shape:
+                    raise ValueError(f"{name} is {np.shape(behaviors[name])}, expected {given.shape}")
+                given = np.array(behaviors[name], given.dtype)
+            if classes is None:
+                present = np.isfinite(given).all(1)
+                constants = np.array(
+                    [
+                        self._constants(session, name) if there else (0.0, 1.0)
+                        for session, there in zip(sessions, present)
+                    ]
+                ).reshape(-1, 2)
+                given = (given - constants[:, :1]) / constants[:, 1:]
+                values[name] = torch.from_numpy(np.where(present[:, None], given, 0.0).astype(np.float32))
+            else:
+                present = given >= 0
+                if given.max(initial=-1) >= len(classes):
+                    raise ValueError(
+                        f"{name} has class {given.max()}, but only {len(classes)} classes: {classes}"
+                    )
+                values[name] = torch.from_numpy(np.where(present, given, 0))
+            available[name] = torch.from_numpy(present)
+        return BatchFeature(
+            {
+                "session_index": torch.tensor([places[session] for session in sessions]),
+                "spike_counts": torch.from_numpy(padded),
+                "unit_mask": torch.arange(padded.shape[2]) < torch.tensor(counts)[:, None],
+                "behaviors": values,
+                "available": available,
+            }
+        )
+
+
+__all__ = ["NEDSProcessor"]
