@@ -1,0 +1,358 @@
+"""Trial arrays of any rig (one ``.npz`` a session) as recordings.
+
+A file holds `meta`, a JSON string with `session`, `bin_size_s`, `align_event`, `window_s` and, where known,
+`subject`, `lab`, `date`, `source`; `spike_counts` (trials, bins, units); and any of `unit_region` (units,),
+`trial_index` (trials,), `reaction_time_s` (trials,) and behaviours, (trials, bins) or (trials,).
+"""
+
+import hashlib
+import json
+import zipfile
+from collections.abc import Iterable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from neds_hf.data.schema import IBL_BEHAVIORS, IBL_CLASSES, TRIAL_COLUMNS, ConversionOptions, Recording
+from neds_hf.data.storage import Behaviors, Source
+from neds_hf.errors import NEDSError
+
+META_KEYS = ("session", "bin_size_s", "align_event", "window_s")
+
+
+def read_arrays(
+    path: str | Path,
+    options: ConversionOptions,
+    behaviors: Iterable[str] | None = None,
+    classes: dict[str, tuple[str, ...]] | None = None,
+) -> Recording:
+    """Read one file of trial arrays.
+
+    Args:
+        options: Only the reaction-time limits apply, where the file has `reaction_time_s`: window, bin size
+            and event are those of the file's `meta`.
+        behaviors: Variables besides the IBL ones that the file must hold: (trials, bins) is continuous,
+            (trials,) categorical. `choice` (-1 right, +1 left, 0 no-go: the trial is dropped), `block` or
+            `probability_left` (0.2, 0.5, 0.8), `wheel_speed` and `whisker_motion_energy` are read where
+            present.
+        classes: Class names of the named categorical behaviours, where other files have other values too
+            (`classes_of`).
+
+    Raises:
+        NEDSError: The file is no such file, or an array is missing, of a wrong shape or holds impossible
+            values.
+    """
+    path = Path(path)
+    arrays = _open(path)
+    meta = _meta(path, arrays)
+    counts = _spike_counts(path, arrays, meta)
+    shape = counts.shape
+    kinds = _behavior_kinds(path, arrays, behaviors or ())
+    names = [name for name, kind in kinds.items() if kind == "categorical" and name not in IBL_CLASSES]
+    classes = {**classes_of([path], names), **(classes or {}), **IBL_CLASSES}
+
+    continuous, categorical = {}, {}
+    for name, kind in kinds.items():
+        values = _array(path, arrays, _array_name(arrays, name), shape[: 2 if kind == "continuous" else 1])
+        if kind == "continuous":
+            continuous[name] = _continuous(path, name, values)
+        elif name == "choice":
+            categorical[name] = _numbered_classes(path, name, values, {-1: 0, 1: 1, 0: -1})
+        elif name == "block":
+            categorical[name] = _numbered_classes(path, name, values, {0.2: 0, 0.5: 1, 0.8: 2})
+        else:
+            categorical[name] = _class_indices(path, name, values, classes[name])
+
+    drops = {}
+    if "choice" in kinds:
+        drops["no choice"] = _array(path, arrays, "choice", shape[:1]) == 0
+    if "reaction_time_s" in arrays:
+        low, high = options.reaction_time_s
+        reaction_time = _array(path, arrays, "reaction_time_s", shape[:1])
+        drops[f"reaction time outside {low:g}-{high:g} s"] = ~(
+            (reaction_time >= low) & (reaction_time <= high)
+        )
+    kept = np.ones(shape[0], bool)
+    dropped = {}
+    for reason, drop in drops.items():
+        dropped[reason] = int((kept & drop).sum())
+        kept &= ~drop
+
+    return Recording(
+        session=meta["session"],
+        subject=meta.get("subject", ""),
+        lab=meta.get("lab", ""),
+        date=meta.get("date", ""),
+        spike_counts=counts[kept],
+        trial_index=_trial_index(path, arrays, shape[0])[kept],
+        continuous={name: values[kept] for name, values in continuous.items()},
+        categorical={name: values[kept] for name, values in categorical.items()},
+        classes={name: classes[name] for name in categorical},
+        units=_units(path, arrays, meta["session"], shape[2]),
+        window_s=tuple(meta["window_s"]),
+        bin_size_s=meta["bin_size_s"],
+        align_event=meta["align_event"],
+        dropped_trials={reason: number for reason, number in dropped.items() if number},
+        provenance={
+            "files": [{"name": path.name, "sha256": _sha256(path)}],
+            "source": meta.get("source", ""),
+        },
+    )
+
+
+def classes_of(paths: Iterable[str | Path], names: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    """Class names of categorical arrays: all values that occur in any of the files, sorted.
+
+    Raises:
+        NEDSError: An array is numbers in one file and text in another.
+    """
+    values = {name: {} for name in names}
+    for path in map(Path, paths):
+        arrays = _open(path)
+        for name, found in values.items():
+            if name in arrays:
+                unique = np.unique(_load(path, arrays, name))
+                found.update((_class_name(value), value) for value in unique[~_is_missing(unique)])
+    classes = {}
+    for name, found in values.items():
+        try:
+            classes[name] = tuple(sorted(found, key=found.get))
+        except TypeError:
+            raise NEDSError(f"{name} is text in one file and numbers in another") from None
+    return classes
+
+
+def array_sources(
+    paths: Iterable[str | Path], options: ConversionOptions, behaviors: Iterable[str] | None = None
+) -> tuple[list[Source], ConversionOptions, Behaviors]:
+    """What `storage.convert` needs to convert these files into one dataset.
+
+    Returns:
+        The sources; the options with the window, bin size and event of the files; the behaviours that occur
+        in any file.
+
+    Raises:
+        NEDSError: The files differ in window, bin size, event or in the kind of a behaviour, or no file holds
+            a named behaviour.
+    """
+    paths = [Path(path) for path in paths]
+    named = list(behaviors or ())
+    metas, kinds, names = {}, {}, {}
+    for path in paths:
+        arrays = _open(path)
+        metas[path] = _meta(path, arrays)
+        names[path] = [name for name in named if name in arrays]
+        for name, kind in _behavior_kinds(path, arrays, names[path]).items():
+            if kinds.setdefault(name, kind) != kind:
+                raise NEDSError(f"{path}: {name} is {kind}, but {kinds[name]} in another file")
+    first = metas[paths[0]]
+    for path, meta in metas.items():
+        for key in ("window_s", "bin_size_s", "align_event"):
+            if meta[key] != first[key]:
+                raise NEDSError(
+                    f"all sessions of a dataset share their bins, but {key} is {first[key]} in {paths[0]} and "
+                    f"{meta[key]} in {path}"
+                )
+    for name in named:
+        if name not in kinds:
+            raise NEDSError(f"no array {name!r} in {', '.join(map(str, paths))}")
+    classes = classes_of(
+        paths, [n for n, kind in kinds.items() if kind == "categorical" and n not in IBL_CLASSES]
+    )
+    sources = [
+        Source(meta["session"], _sha256(path), partial(read_arrays, path, options, names[path], classes))
+        for path, meta in metas.items()
+    ]
+    options = replace(
+        options,
+        window_s=tuple(first["window_s"]),
+        bin_size_s=first["bin_size_s"],
+        align_event=first["align_event"],
+    )
+    classes |= IBL_CLASSES
+    return sources, options, {name: classes.get(name) for name in kinds}
+
+
+def has_reaction_times(path: str | Path) -> bool:
+    """Whether the file has the `reaction_time_s` that the reaction-time limits apply to."""
+    return "reaction_time_s" in _open(Path(path))
+
+
+def _open(path: Path) -> np.lib.npyio.NpzFile:
+    try:
+        arrays = np.load(path, allow_pickle=False)
+    except FileNotFoundError:
+        raise NEDSError(f"{path}: no such file") from None
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise NEDSError(
+            f"{path}: expected an .npz of trial arrays, but it cannot be read as one ({error})"
+        ) from None
+    if not isinstance(arrays, np.lib.npyio.NpzFile):
+        raise NEDSError(f"{path}: expected an .npz of trial arrays, found a single array")
+    return arrays
+
+
+def _load(path: Path, arrays: np.lib.npyio.NpzFile, name: str) -> np.ndarray:
+    if name not in arrays:
+        raise NEDSError(f"{path}: array {name!r} is missing; the file has {', '.join(arrays)}")
+    try:
+        return arrays[name]
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise NEDSError(f"{path}: array {name!r} cannot be read ({error})") from None
+
+
+def _array(path: Path, arrays: np.lib.npyio.NpzFile, name: str, shape: tuple[int, ...]) -> np.ndarray:
+    values = _load(path, arrays, name)
+    if values.shape != shape:
+        raise NEDSError(f"{path}: {name} is {values.shape}, expected {shape}")
+    return values
+
+
+def _meta(path: Path, arrays: np.lib.npyio.NpzFile) -> dict:
+    text = _load(path, arrays, "meta")
+    try:
+        meta = json.loads(str(text))
+    except json.JSONDecodeError as error:
+        raise NEDSError(f"{path}: meta is not JSON ({error})") from None
+    found = list(meta) if isinstance(meta, dict) else [type(meta).__name__]
+    if missing := [key for key in META_KEYS if key not in found]:
+        raise NEDSError(f"{path}: meta lacks {', '.join(missing)}; it holds {', '.join(found)}")
+    if not isinstance(meta["session"], str):
+        raise NEDSError(f"{path}: the session of meta must be text, found {meta['session']!r}")
+    if not isinstance(meta["bin_size_s"], int | float):
+        raise NEDSError(f"{path}: bin_size_s of meta must be a number, found {meta['bin_size_s']!r}")
+    window = meta["window_s"]
+    if not (
+        isinstance(window, list) and len(window) == 2 and all(isinstance(s, int | float) for s in window)
+    ):
+        raise NEDSError(f"{path}: window_s of meta must be two numbers, found {window!r}")
+    return meta
+
+
+def _spike_counts(path: Path, arrays: np.lib.npyio.NpzFile, meta: dict) -> np.ndarray:
+    counts = _load(path, arrays, "spike_counts")
+    if counts.ndim != 3:
+        raise NEDSError(f"{path}: spike_counts is {counts.shape}, expected (trials, bins, units)")
+    start, end = meta["window_s"]
+    if not np.isclose(counts.shape[1] * meta["bin_size_s"], end - start):
+        raise NEDSError(
+            f"{path}: spike_counts has {counts.shape[1]} bins, expected {meta['window_s']} s in bins of "
+            f"{meta['bin_size_s']} s"
+        )
+    if counts.dtype == np.uint8:
+        return counts
+    if counts.dtype.kind not in "biuf":
+        raise NEDSError(f"{path}: spike_counts is {counts.dtype}, expected whole numbers")
+    if not np.isfinite(counts).all() or (counts != np.round(counts)).any():
+        raise NEDSError(f"{path}: spike_counts holds values that are not whole numbers")
+    if counts.size and (counts.min() < 0 or counts.max() > 255):
+        raise NEDSError(f"{path}: spike_counts runs from {counts.min()} to {counts.max()}, expected 0 to 255")
+    return counts.astype(np.uint8)
+
+
+def _trial_index(path: Path, arrays: np.lib.npyio.NpzFile, trials: int) -> np.ndarray:
+    if "trial_index" not in arrays:
+        return np.arange(trials, dtype=np.int32)
+    index = _array(path, arrays, "trial_index", (trials,))
+    if index.dtype.kind not in "iu" or (np.diff(index.astype(np.int64)) <= 0).any():
+        raise NEDSError(
+            f"{path}: trial_index must be whole numbers that increase, as trials are in time order"
+        )
+    return index.astype(np.int32)
+
+
+def _units(path: Path, arrays: np.lib.npyio.NpzFile, session: str, num_units: int) -> pd.DataFrame:
+    """Units with their region in the three mappings; an acronym that is not Allen's is kept in all three."""
+    units = pd.DataFrame({"uuid": [f"{session}/{index}" for index in range(num_units)]})
+    if "unit_region" not in arrays:
+        return units
+    units["allen"] = _array(path, arrays, "unit_region", (num_units,)).astype(str)
+    try:
+        from iblatlas.regions import BrainRegions
+    except ImportError:
+        raise NEDSError(
+            f"{path}: brain regions need iblatlas, which `pip install neds_hf[ibl]` brings"
+        ) from None
+    regions = BrainRegions()
+    known = np.intersect1d(units["allen"], regions.acronym)
+    for mapping in ("Beryl", "Cosmos"):
+        mapped = dict(zip(known, regions.acronym2acronym(known, mapping)))
+        units[mapping.lower()] = [mapped.get(acronym, acronym) for acronym in units["allen"]]
+    return units
+
+
+def _behavior_kinds(path: Path, arrays: np.lib.npyio.NpzFile, named: Iterable[str]) -> dict[str, str]:
+    """Behaviours to read from a file, IBL's first: name to "continuous" or "categorical"."""
+    kinds = {
+        name: "categorical" if name in IBL_CLASSES else "continuous"
+        for name in IBL_BEHAVIORS
+        if _array_name(arrays, name) in arrays
+    }
+    for name in named:
+        if name in kinds:
+            continue
+        if name in (*TRIAL_COLUMNS, "meta", "unit_region"):
+            raise NEDSError(f"{path}: {name} is not a behaviour")
+        values = _load(path, arrays, name)
+        if values.ndim not in (1, 2):
+            raise NEDSError(f"{path}: {name} is {values.shape}, expected (trials, bins) or (trials,)")
+        kinds[name] = "continuous" if values.ndim == 2 else "categorical"
+    return kinds
+
+
+def _array_name(arrays: np.lib.npyio.NpzFile, name: str) -> str:
+    return "probability_left" if name == "block" and "block" not in arrays else name
+
+
+def _continuous(path: Path, name: str, values: np.ndarray) -> np.ndarray:
+    if values.dtype.kind not in "biuf":
+        raise NEDSError(f"{path}: {name} is {values.dtype}, expected numbers")
+    missing = np.isnan(values).all(axis=1)
+    if not np.isfinite(values[~missing]).all():
+        raise NEDSError(f"{path}: {name} holds values that are not finite (a missing trial is all NaN)")
+    return values.astype(np.float32)
+
+
+def _numbered_classes(path: Path, name: str, values: np.ndarray, classes: dict[float, int]) -> np.ndarray:
+    """Class index of each number, -1 where it is NaN."""
+    if values.dtype.kind not in "biuf":
+        raise NEDSError(f"{path}: {name} is {values.dtype}, expected numbers")
+    indices = np.full(len(values), -1, np.int64)
+    known = np.isnan(values)
+    for value, index in classes.items():
+        matches = np.isclose(values, value)
+        indices[matches] = index
+        known |= matches
+    if not known.all():
+        expected = ", ".join(f"{value:g}" for value in classes)
+        raise NEDSError(f"{path}: {name} holds {values[~known][0]:g}, expected one of {expected}")
+    return indices
+
+
+def _class_indices(path: Path, name: str, values: np.ndarray, names: tuple[str, ...]) -> np.ndarray:
+    """Class index of each value, -1 where it is missing."""
+    unique, inverse = np.unique(values, return_inverse=True)
+    indices = np.full(len(unique), -1, np.int64)
+    for i in np.flatnonzero(~_is_missing(unique)):
+        if _class_name(unique[i]) not in names:
+            raise NEDSError(
+                f"{path}: {name} holds {_class_name(unique[i])}, expected one of {', '.join(names)}"
+            )
+        indices[i] = names.index(_class_name(unique[i]))
+    return indices[inverse]
+
+
+def _is_missing(values: np.ndarray) -> np.ndarray:
+    return np.isnan(values) if values.dtype.kind == "f" else np.zeros(len(values), bool)
+
+
+def _class_name(value: np.generic) -> str:
+    """A class as text: 1 and 1.0 are one class, and float32 0.2 is "0.2"."""
+    return np.format_float_positional(value, trim="-") if isinstance(value, np.floating) else str(value)
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -1,0 +1,444 @@
+"""A dataset folder: recordings in, one set of Parquet files a session and a README card out.
+
+``OUT/trials/<split>/<session>.parquet``, ``OUT/units/<session>.parquet``, ``OUT/sessions/<session>.parquet``.
+The file under ``sessions`` is written last and marks the session as converted. Plain ``datasets`` loads the
+folder through the ``configs:`` of the card, without this package.
+"""
+
+import json
+import multiprocessing
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+from datasets import Features
+from tqdm.auto import tqdm
+
+from neds_hf.data.schema import (
+    SESSION_FEATURES,
+    SPLITS,
+    UNIT_FEATURES,
+    ConversionOptions,
+    Recording,
+    split_of_trials,
+    trial_features,
+)
+from neds_hf.errors import NEDSError
+
+# Spike counts of one row group: small enough to stream and shuffle, large enough for fast reads.
+ROW_GROUP_BYTES = 4 << 20
+
+# Name of each behaviour to its class names, or to None for a continuous one.
+Behaviors = dict[str, tuple[str, ...] | None]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A session that is still to be read.
+
+    Attributes:
+        session: Session id; also the name of its files.
+        fingerprint: Changes whenever the data behind the session does.
+        read: Returns the recording, or raises NEDSError; must be picklable, as another process may call it.
+    """
+
+    session: str
+    fingerprint: str
+    read: Callable[[], Recording]
+
+
+def convert(
+    out: Path,
+    sources: list[Source],
+    options: ConversionOptions,
+    behaviors: Behaviors,
+    held_out: Iterable[str] = (),
+    workers: int = 1,
+) -> Counter:
+    """Convert sessions into the dataset folder `out`, and write its card.
+
+    A session that is there already, from the same data with the same options, is left alone. A session that
+    cannot be used is listed with its reason in ``out/dropped_sessions.json`` and stops no other.
+
+    Args:
+        options: Their window, bin and event must be those of every recording.
+        behaviors: Behaviour columns of the dataset, whether or not a session has them.
+        held_out: Sessions of the config `held_out`; the others form the config `pretrain`.
+        workers: Number of processes.
+
+    Returns:
+        How many sessions were `converted`, `unchanged` and `dropped`.
+
+    Raises:
+        NEDSError: Two sources have one session id, `out` holds a conversion with other options or behaviours,
+            a held-out session is unknown, or no session could be converted.
+    """
+    out = Path(out)
+    _check_session_ids([source.session for source in sources])
+    conversion = _conversion(options, behaviors)
+    marks = _read_marks(out)
+    for session, mark in marks.items():
+        _check_same_conversion(out, session, mark, conversion)
+    _remove_uncommitted(out, marks)
+
+    done = {session: (mark["fingerprint"], mark["version"]) for session, mark in marks.items()}
+    todo = [
+        source
+        for source in sources
+        if done.get(source.session) != (source.fingerprint, conversion["version"])
+    ]
+    counts = Counter(unchanged=len(sources) - len(todo))
+    dropped_file = out / "dropped_sessions.json"
+    dropped = json.loads(dropped_file.read_text()) if dropped_file.exists() else {}
+    task = partial(_convert_session, out=out, options=options, behaviors=behaviors)
+    with tqdm(total=len(sources), initial=len(sources) - len(todo), desc="build", unit="session") as bar:
+        for session, reason in _outcomes(task, todo, workers):
+            counts["dropped" if reason else "converted"] += 1
+            dropped.pop(session, None)
+            if reason:
+                dropped[session] = reason
+            bar.update()
+            bar.set_postfix(converted=counts["converted"], dropped=counts["dropped"])
+
+    out.mkdir(parents=True, exist_ok=True)
+    _write_text(dropped_file, json.dumps(dict(sorted(dropped.items())), indent=2) + "\n")
+    if not counts["converted"] + counts["unchanged"]:
+        reasons = "\n  ".join(f"{source.session}: {dropped[source.session]}" for source in sources[:5])
+        more = f"\n  ... {len(sources) - 5} more in {dropped_file}" if len(sources) > 5 else ""
+        raise NEDSError(f"none of {len(sources)} sessions could be converted:\n  {reasons}{more}")
+    write_card(out, held_out)
+    return counts
+
+
+def summary(out: Path) -> str:
+    """What a dataset folder holds and what was dropped on the way, in a few lines."""
+    sessions = _read_sessions(out)
+    dropped_sessions = json.loads((Path(out) / "dropped_sessions.json").read_text())
+    trials = {split: int(sessions[f"{split}_trials"].sum()) for split in SPLITS}
+    splits = ", ".join(f"{number} {split}" for split, number in trials.items())
+    return "\n".join(
+        [
+            f"sessions: {len(sessions)} kept, {len(dropped_sessions)} dropped",
+            *(f"  dropped {session}: {reason}" for session, reason in dropped_sessions.items()),
+            f"trials: {sum(trials.values())} kept ({splits})",
+            *_drop_lines(sessions["dropped_trials"]),
+            f"units: {sessions['num_units'].sum()} kept",
+            *_drop_lines(sessions["dropped_units"]),
+        ]
+    )
+
+
+def write_card(out: Path, held_out: Iterable[str] = ()) -> None:
+    """Write ``out/README.md``, whose header tells `load_dataset` which files belong to which config.
+
+    Args:
+        held_out: Sessions of the config `held_out`; the others form the config `pretrain`. A config that
+            would be empty is left out.
+
+    Raises:
+        NEDSError: A held-out session is neither in the dataset nor among its dropped sessions.
+    """
+    out = Path(out)
+    sessions = _read_sessions(out)
+    held_out = set(held_out)
+    dropped = json.loads((out / "dropped_sessions.json").read_text())
+    if unknown := held_out - set(sessions["session"]) - set(dropped):
+        raise NEDSError(f"held-out session {min(unknown)} is not among the sessions of {out}")
+    configs = [
+        {"config_name": "trials", "default": True, "data_files": _trial_files(["*"])},
+        {"config_name": "units", "data_files": [{"split": "train", "path": "units/*.parquet"}]},
+        {"config_name": "sessions", "data_files": [{"split": "train", "path": "sessions/*.parquet"}]},
+    ]
+    if held_out:
+        parts = {
+            "pretrain": [s for s in sessions["session"] if s not in held_out],
+            "held_out": [s for s in sessions["session"] if s in held_out],
+        }
+        configs += [{"config_name": k, "data_files": _trial_files(v)} for k, v in parts.items() if v]
+    header = yaml.safe_dump(
+        {"tags": ["neuroscience", "electrophysiology"], "configs": configs}, sort_keys=False
+    )
+    first = sessions.iloc[0]
+    behaviors = json.loads(first["provenance"])["behaviors"]
+    columns = "\n".join(
+        f"| `{name}` | {'float32, one value a bin' if classes is None else 'class: ' + ', '.join(classes)} |"
+        for name, classes in behaviors.items()
+    )
+    text = f"""---
+{header}---
+
+# {out.resolve().name}
+
+Neural activity and behaviour in trials of {first["num_bins"]} bins of {1000 * first["bin_size_s"]:g} ms,
+from {first["window_start_s"]:g} to {first["window_end_s"]:g} s around `{first["align_event"]}`.
+Written by `neds build`.
+
+```
+{summary(out)}
+```
+
+- `trials`: a row a trial. `spike_counts` is (bins, units) in C order, flat; `num_units` gives the shape back.
+- `units`: a row a unit, in the order of the last axis of `spike_counts`: uuid, brain region, position, rate.
+- `sessions`: a row a session: counts, what was dropped and why, sources with hashes, options, version.
+
+A missing behaviour is null.
+
+| behaviour | values |
+| --- | --- |
+{columns}
+"""
+    _write_text(out / "README.md", text)
+
+
+def trial_files(out: Path, split: str, sessions: Iterable[str]) -> list[Path]:
+    """Trial files of a split that exist, for these sessions."""
+    files = [Path(out) / "trials" / split / f"{session}.parquet" for session in sessions]
+    return [file for file in files if file.exists()]
+
+
+def _trial_files(sessions: list[str]) -> list[dict]:
+    return [
+        {"split": split, "path": [f"trials/{split}/{session}.parquet" for session in sessions]}
+        for split in SPLITS
+    ]
+
+
+def _drop_lines(reasons: Iterable[str]) -> list[str]:
+    total = sum((Counter(json.loads(counts)) for counts in reasons), Counter())
+    return [f"  {number} dropped: {reason}" for reason, number in total.most_common()]
+
+
+def _check_session_ids(sessions: list[str]) -> None:
+    for session, number in Counter(sessions).items():
+        if number > 1:
+            raise NEDSError(f"session {session} is given {number} times")
+        if not re.fullmatch(r"\w[\w.-]*", session):
+            raise NEDSError(
+                f"session id {session!r}: only letters, digits, '_', '-' and '.' make a file name"
+            )
+
+
+def _conversion(options: ConversionOptions, behaviors: Behaviors) -> dict:
+    """What all sessions of a dataset share, as JSON gives it back."""
+    shared = {"options": asdict(options), "behaviors": behaviors, "version": version("neds_hf")}
+    return json.loads(json.dumps(shared))
+
+
+def _read_sessions(out: Path) -> pd.DataFrame:
+    files = sorted((Path(out) / "sessions").glob("*.parquet"))
+    return pd.concat([pq.read_table(file).to_pandas() for file in files], ignore_index=True)
+
+
+def _read_marks(out: Path) -> dict[str, dict]:
+    """Session to the provenance of its conversion, for the sessions that `out` holds."""
+    if not any((out / "sessions").glob("*.parquet")):
+        return {}
+    sessions = _read_sessions(out)
+    return dict(zip(sessions["session"], map(json.loads, sessions["provenance"])))
+
+
+def _check_same_conversion(out: Path, session: str, mark: dict, conversion: dict) -> None:
+    if mark["options"] != conversion["options"]:
+        name = next(name for name, value in mark["options"].items() if value != conversion["options"][name])
+        there, asked = (f"{name} = {shared['options'][name]}" for shared in (mark, conversion))
+    elif mark["behaviors"] != conversion["behaviors"]:
+        there, asked = (_describe(shared["behaviors"]) for shared in (mark, conversion))
+    else:
+        return
+    raise NEDSError(
+        f"{out} holds session {session} with {there}, this conversion has {asked}: convert into another folder"
+    )
+
+
+def _describe(behaviors: Behaviors) -> str:
+    return "the behaviours " + ", ".join(
+        f"{name} ({'continuous' if classes is None else '/'.join(classes)})"
+        for name, classes in behaviors.items()
+    )
+
+
+def _remove_uncommitted(out: Path, committed: Iterable[str]) -> None:
+    """Remove what an interrupted conversion left, or the card's patterns would pick it up."""
+    for file in [*out.glob("trials/*/*"), *out.glob("units/*"), *out.glob("sessions/.*")]:
+        if file.stem not in committed:
+            file.unlink()
+
+
+def _outcomes(
+    task: Callable[[Source], str | None], sources: list[Source], workers: int
+) -> Iterator[tuple[str, str | None]]:
+    if min(workers, len(sources)) <= 1:
+        for source in sources:
+            yield source.session, task(source)
+        return
+    # Not forked: the parent has running threads (Arrow, progress bar) that a fork would break.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(workers, len(sources)), mp_context=context) as pool:
+        futures = {pool.submit(task, source): source.session for source in sources}
+        try:
+            for future in as_completed(futures):
+                yield futures[future], future.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _convert_session(
+    source: Source, out: Path, options: ConversionOptions, behaviors: Behaviors
+) -> str | None:
+    """Convert one session; return why it was dropped, or None."""
+    (out / "sessions" / f"{source.session}.parquet").unlink(missing_ok=True)
+    try:
+        tables = session_tables(source.read(), source.fingerprint, options, behaviors)
+    except NEDSError as error:
+        for file in [
+            *out.glob(f"trials/*/{source.session}.parquet"),
+            *out.glob(f"units/{source.session}.parquet"),
+        ]:
+            file.unlink()
+        return str(error).removeprefix(f"{source.session}: ")
+    for folder, table in tables.items():
+        _write_table(out / folder / f"{source.session}.parquet", table)
+    return None
+
+
+def session_tables(
+    recording: Recording, fingerprint: str, options: ConversionOptions, behaviors: Behaviors
+) -> dict[str, pa.Table]:
+    """Tables of one session by folder, `sessions` last: trials are split, then units kept by their rate.
+
+    Raises:
+        NEDSError: Too few trials, no unit above the rate floor, or bins or behaviours that differ from those
+            of the dataset.
+    """
+    _check_fits_dataset(recording, options, behaviors)
+    counts = recording.spike_counts
+    session, (trials, bins, _) = recording.session, counts.shape
+    splits = split_of_trials(session, trials, options.split, options.seed)
+
+    train = counts[splits == "train"]
+    rate_hz = train.sum(axis=(0, 1), dtype=np.int64) / (len(train) * bins * recording.bin_size_s)
+    kept = rate_hz >= options.min_rate_hz
+    if not kept.any():
+        raise NEDSError(
+            f"{session}: none of {len(kept)} units reaches {options.min_rate_hz:g} Hz in the training trials"
+        )
+    num_units = int(kept.sum())
+    floor = f"rate below {options.min_rate_hz:g} Hz"
+    dropped_units = {floor: len(kept) - num_units} if num_units < len(kept) else {}
+    units = recording.units[kept].assign(
+        session=session, unit_index=np.arange(num_units), rate_hz=rate_hz[kept]
+    )
+    row = {
+        "session": session,
+        "subject": recording.subject,
+        "lab": recording.lab,
+        "date": recording.date,
+        "num_units": num_units,
+        "num_bins": bins,
+        "bin_size_s": recording.bin_size_s,
+        "window_start_s": recording.window_s[0],
+        "window_end_s": recording.window_s[1],
+        "align_event": recording.align_event,
+        **{f"{split}_trials": int((splits == split).sum()) for split in SPLITS},
+        "dropped_trials": json.dumps(recording.dropped_trials),
+        "dropped_units": json.dumps(dropped_units),
+        "provenance": json.dumps(
+            {**recording.provenance, "fingerprint": fingerprint, **_conversion(options, behaviors)}
+        ),
+    }
+    return {
+        **{f"trials/{s}": _trial_table(recording, splits == s, kept, behaviors) for s in SPLITS},
+        "units": _frame_table(units, UNIT_FEATURES),
+        "sessions": _frame_table(pd.DataFrame([row]), SESSION_FEATURES),
+    }
+
+
+def _check_fits_dataset(recording: Recording, options: ConversionOptions, behaviors: Behaviors) -> None:
+    found = (recording.spike_counts.shape[1], recording.bin_size_s, recording.window_s, recording.align_event)
+    asked = (options.num_bins, options.bin_size_s, options.window_s, options.align_event)
+    if (
+        found[0] != asked[0]
+        or not np.allclose([found[1], *found[2]], [asked[1], *asked[2]])
+        or found[3] != asked[3]
+    ):
+        raise NEDSError(
+            f"{recording.session}: {found[0]} bins of {found[1]} s, {found[2]} s around {found[3]}; all sessions "
+            f"of this dataset have {asked[0]} bins of {asked[1]} s, {asked[2]} s around {asked[3]}"
+        )
+    for name, classes in {**dict.fromkeys(recording.continuous), **recording.classes}.items():
+        if behaviors.get(name, "no column") != classes:
+            raise NEDSError(
+                f"{recording.session}: {name} is {classes or 'continuous'}, the dataset has "
+                f"{behaviors.get(name, 'no column') or 'continuous'}"
+            )
+
+
+def _trial_table(recording: Recording, rows: np.ndarray, kept: np.ndarray, behaviors: Behaviors) -> pa.Table:
+    """`trials` rows (boolean masks of trials and units) as Arrow, with the features in the schema."""
+    counts = recording.spike_counts[np.ix_(rows, np.ones(recording.spike_counts.shape[1], bool), kept)]
+    trials, _, units = counts.shape
+    columns = {
+        "session": np.full(trials, recording.session),
+        "trial_index": recording.trial_index[rows],
+        "num_units": np.full(trials, units),
+        "spike_counts": _list_array(counts.reshape(trials, -1)),
+    }
+    for name in behaviors:
+        if name in recording.continuous:
+            columns[name] = _list_array(recording.continuous[name][rows].astype(np.float32))
+        elif name in recording.categorical:
+            indices = recording.categorical[name][rows]
+            columns[name] = pa.array(indices, pa.int64(), mask=indices < 0)
+        else:
+            columns[name] = pa.nulls(trials)
+    classes = {name: names for name, names in behaviors.items() if names is not None}
+    continuous = [name for name, names in behaviors.items() if names is None]
+    return _table(columns, trial_features(continuous, classes))
+
+
+def _list_array(values: np.ndarray) -> pa.ListArray:
+    """(rows, n) as a list column; a row of NaN only is null."""
+    rows, size = values.shape
+    offsets = pa.array(np.arange(rows + 1) * size, pa.int32())
+    missing = np.isnan(values).all(axis=1)
+    return pa.ListArray.from_arrays(offsets, pa.array(values.ravel()), mask=pa.array(missing))
+
+
+def _frame_table(frame: pd.DataFrame, features: Features) -> pa.Table:
+    columns = {
+        name: pa.array(frame[name], field.type, from_pandas=True) if name in frame else pa.nulls(len(frame))
+        for name, field in zip(features, features.arrow_schema)
+    }
+    return _table(columns, features)
+
+
+def _table(columns: dict, features: Features) -> pa.Table:
+    """Columns in the order and types of the features, which `datasets` finds in the schema's metadata."""
+    schema = features.arrow_schema
+    arrays = [pa.array(columns[field.name]).cast(field.type) for field in schema]
+    return pa.Table.from_arrays(arrays, schema=schema)
+
+
+def _write_table(path: Path, table: pa.Table) -> None:
+    rows = max(1, round(ROW_GROUP_BYTES * len(table) / max(table.nbytes, 1)))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    pq.write_table(table, temporary, compression="zstd", row_group_size=rows)
+    os.replace(temporary, path)
+
+
+def _write_text(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(text)
+    os.replace(temporary, path)
