@@ -1,0 +1,156 @@
+"""Spike times and sampled signals into the bins of trials.
+
+A trial starts at `starts_s` and holds `num_bins` bins of `bin_size_s`; trials may overlap. Bin k covers
+start + k * bin_size_s up to, not including, start + (k + 1) * bin_size_s.
+"""
+
+import numpy as np
+from scipy.signal import butter, sosfiltfilt
+
+from neds_hf.errors import NEDSError
+
+# Interpolating over a longer pause between two samples would invent data.
+MAX_GAP_S = 0.1
+# Counted at once: bounds the memory of the int64 counts to 128 MiB.
+_CELLS_PER_CHUNK = 2**24
+
+
+def bin_spikes(
+    spike_times: np.ndarray,
+    spike_clusters: np.ndarray,
+    starts_s: np.ndarray,
+    num_bins: int,
+    bin_size_s: float,
+    num_clusters: int,
+) -> np.ndarray:
+    """Spikes per bin and cluster.
+
+    Args:
+        spike_times: (spikes,) in seconds, in any order.
+        spike_clusters: (spikes,) cluster of each spike, 0 ... num_clusters - 1.
+        starts_s: (trials,) start of each trial, in seconds.
+        num_bins: Bins a trial.
+        bin_size_s: Width of a bin.
+        num_clusters: Size of the last axis of the result.
+
+    Returns:
+        (trials, num_bins, num_clusters) uint8.
+
+    Raises:
+        NEDSError: Lengths differ, a time is not finite, a cluster is no integer or out of range, or more
+            than 255 spikes of a cluster fall into one bin.
+    """
+    spike_times, spike_clusters = np.asarray(spike_times), np.asarray(spike_clusters)
+    starts_s = np.asarray(starts_s, dtype=float)
+    if spike_times.ndim != 1 or spike_times.shape != spike_clusters.shape:
+        raise NEDSError(f"spike times are {spike_times.shape}, their clusters {spike_clusters.shape}")
+    if not (np.isfinite(spike_times).all() and np.isfinite(starts_s).all()):
+        raise NEDSError("spike times and trial starts must be finite, but some are not")
+    if len(spike_clusters) and spike_clusters.dtype.kind not in "iu":
+        raise NEDSError(f"clusters of spikes must be integers, but are {spike_clusters.dtype}")
+    if len(spike_clusters) and not 0 <= spike_clusters.min() <= spike_clusters.max() < num_clusters:
+        raise NEDSError(
+            f"spikes come from clusters {spike_clusters.min()} to {spike_clusters.max()}, "
+            f"expected 0 to {num_clusters - 1}"
+        )
+    if (spike_times[1:] < spike_times[:-1]).any():
+        order = np.argsort(spike_times, kind="stable")
+        spike_times, spike_clusters = spike_times[order], spike_clusters[order]
+
+    edges_s = starts_s[:, None] + bin_size_s * np.arange(num_bins + 1)
+    first_spike = np.searchsorted(spike_times, edges_s)
+    spikes_per_bin = np.diff(first_spike, axis=1)
+    counts = np.zeros((len(starts_s), num_bins, num_clusters), dtype=np.uint8)
+    trials_per_chunk = max(1, _CELLS_PER_CHUNK // max(1, num_bins * num_clusters))
+    for begin in range(0, len(starts_s), trials_per_chunk):
+        chunk = slice(begin, begin + trials_per_chunk)
+        lengths = spikes_per_bin[chunk].ravel()
+        bin_of_spike = np.repeat(np.arange(len(lengths)), lengths)
+        # Positions of the bins' spikes in the recording: a run of consecutive ones for every bin.
+        run_start = first_spike[chunk, :-1].ravel() - (np.cumsum(lengths) - lengths)
+        position = np.arange(len(bin_of_spike)) + run_start[bin_of_spike]
+        cell = bin_of_spike * num_clusters + spike_clusters[position].astype(np.int64)
+        chunk_counts = np.bincount(cell, minlength=len(lengths) * num_clusters)
+        if chunk_counts.max(initial=0) > np.iinfo(np.uint8).max:
+            worst = chunk_counts.argmax()
+            raise NEDSError(
+                f"cluster {worst % num_clusters} fires {chunk_counts[worst]} times in one bin of "
+                f"{bin_size_s} s; counts above 255 cannot be stored, use smaller bins"
+            )
+        counts[chunk] = chunk_counts.reshape(counts[chunk].shape)
+    return counts
+
+
+def bin_continuous(
+    times_s: np.ndarray, values: np.ndarray, starts_s: np.ndarray, num_bins: int, bin_size_s: float
+) -> np.ndarray:
+    """A sampled signal, linearly interpolated at the right edge of every bin.
+
+    A trial is all NaN if the samples do not reach all its right edges, pause for more than `MAX_GAP_S`
+    around one of them, or are NaN there.
+
+    Args:
+        times_s: (samples,) in seconds, not decreasing.
+        values: (samples,).
+        starts_s: (trials,) start of each trial, in seconds.
+        num_bins: Bins a trial.
+        bin_size_s: Width of a bin.
+
+    Returns:
+        (trials, num_bins) float32.
+
+    Raises:
+        NEDSError: Lengths differ, there are no samples, or the times are not finite or go back.
+    """
+    times_s, values = np.asarray(times_s, dtype=float), np.asarray(values, dtype=float)
+    if times_s.ndim != 1 or times_s.shape != values.shape or not len(times_s):
+        raise NEDSError(f"sample times are {times_s.shape}, values {values.shape}, expected as many of both")
+    if not np.isfinite(times_s).all() or (times_s[1:] < times_s[:-1]).any():
+        raise NEDSError("sample times must be finite and in order, but are not")
+    right_edges_s = np.asarray(starts_s, dtype=float)[:, None] + bin_size_s * np.arange(1, num_bins + 1)
+    after = np.searchsorted(times_s, right_edges_s)
+    inside = (right_edges_s >= times_s[0]) & (right_edges_s <= times_s[-1])
+    after = after.clip(0, len(times_s) - 1)
+    on_sample = times_s[after] == right_edges_s
+    gap_s = times_s[after] - times_s[after - 1]
+    usable = inside & (on_sample | (gap_s <= MAX_GAP_S))
+    binned = np.interp(right_edges_s, times_s, values)
+    usable &= np.isfinite(binned)
+    binned[~usable.all(axis=1)] = np.nan
+    return binned.astype(np.float32)
+
+
+def wheel_speed(timestamps_s: np.ndarray, position_rad: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Absolute wheel velocity as the IBL computes it (ibllib's ``SessionLoader.load_wheel``).
+
+    The encoder reports only changes of position. Position is interpolated linearly at 1000 Hz, low-pass
+    filtered forwards and backwards (8th-order Butterworth, 20 Hz) and differentiated.
+
+    Args:
+        timestamps_s: (samples,) in seconds, not decreasing.
+        position_rad: (samples,) unwrapped, in radians.
+
+    Returns:
+        Times in seconds and speed in rad/s, both (samples at 1000 Hz,).
+
+    Raises:
+        NEDSError: Lengths differ, values are not finite, times go back, or less than 0.1 s is recorded.
+    """
+    sampling_rate_hz, corner_hz, order = 1000, 20, 8
+    timestamps_s, position_rad = np.asarray(timestamps_s, float), np.asarray(position_rad, float)
+    if timestamps_s.ndim != 1 or timestamps_s.shape != position_rad.shape:
+        raise NEDSError(f"wheel timestamps are {timestamps_s.shape}, positions {position_rad.shape}")
+    if not (np.isfinite(timestamps_s).all() and np.isfinite(position_rad).all()):
+        raise NEDSError("wheel timestamps and positions must be finite, but some are not")
+    if (timestamps_s[1:] < timestamps_s[:-1]).any():
+        raise NEDSError("wheel timestamps go back in time")
+    if len(timestamps_s) < 2 or timestamps_s[-1] - timestamps_s[0] < 0.1:
+        raise NEDSError("the wheel is recorded for less than 0.1 s")
+    times_s = np.arange(timestamps_s[0], timestamps_s[-1], 1 / sampling_rate_hz)
+    position = np.interp(times_s, timestamps_s, position_rad)
+    low_pass = butter(order, corner_hz, fs=sampling_rate_hz, output="sos")
+    smooth = sosfiltfilt(low_pass, position)
+    velocity = np.diff(smooth, prepend=smooth[0]) * sampling_rate_hz
+    # ibllib keeps these times in single precision (a step of 0.1 ms after 17 minutes). Without the same
+    # rounding the binned speed would differ from the published one by 0.1 % of its range.
+    return times_s.astype(np.float32).astype(float), np.abs(velocity)
