@@ -108,7 +108,7 @@ def test_wheel_speed_of_a_slow_turn_is_its_analytic_speed():
 def test_wheel_speed_is_filtered_before_it_is_differentiated():
     times = np.arange(0, 4, 0.001)
     position = np.sin(2 * np.pi * 3 * times) + 0.1 * np.sin(2 * np.pi * 100 * times)
-    sampled_s, speed = wheel_speed(times, position)
+    _, speed = wheel_speed(times, position)
     smooth = sosfiltfilt(butter(8, 20, fs=1000, output="sos"), position[: len(speed)])
     np.testing.assert_allclose(speed[1:], np.abs(np.diff(smooth)) * 1000, atol=1e-6)
     assert speed[0] == 0

@@ -1,0 +1,492 @@
+"""IBL sessions in ALF layout, read through ONE: trials, spikes of all probes, units, behaviours.
+
+The ONE object is the only difference between a folder (`open_local`) and the public server: everything here
+asks it for the datasets of a session and for their files. Nothing else of ONE is used, and files are opened
+here, so that none is ever unpickled.
+"""
+
+import hashlib
+import re
+import uuid
+import warnings
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import yaml
+
+from neds_hf.data.binning import bin_continuous, bin_spikes, wheel_speed
+from neds_hf.data.schema import IBL_CLASSES, ConversionOptions, Recording
+from neds_hf.errors import NEDSError
+
+# Spike sorters' folders inside a probe's, the preferred one first; "" is the probe's own, in older sessions.
+SORTERS = ("iblsorter", "pykilosort", "")
+CAMERAS = ("leftCamera", "rightCamera")
+# A trial needs all of these (and the event that it is aligned to).
+TRIAL_EVENTS = ("stimOn_times", "firstMovement_times", "feedback_times")
+# Camera times are aligned to the last frames, as in ibllib, but only over a difference this small.
+MAX_EXTRA_FRAMES = 5
+
+_CACHE_TABLES = ("sessions.pqt", "datasets.pqt")
+_REVISION = re.compile(r"#([^#/]*)#/")
+
+
+def open_local(cache_dir: str | Path):
+    """A ONE object on a folder of ALF sessions; its cache tables are made where it has none.
+
+    The folder holds `<lab>/Subjects/<subject>/<date>/<number>/alf/...`. Where the tables exist they are used
+    as they are, so that sessions downloaded from a server keep their ids.
+
+    Raises:
+        NEDSError: No such folder, no session in it, tables that cannot be written, or ONE is not installed.
+    """
+    try:
+        from one.api import One
+    except ModuleNotFoundError as error:
+        raise NEDSError(f"ALF folders are read with ONE: pip install 'neds_hf[ibl]' ({error})") from error
+    cache_dir = Path(cache_dir)
+    if not cache_dir.is_dir():
+        raise NEDSError(f"{cache_dir}: no such folder, expected one with ALF sessions")
+    if not all((cache_dir / name).is_file() for name in _CACHE_TABLES):
+        make_cache_tables(cache_dir)
+    return One(cache_dir=cache_dir, mode="local")
+
+
+def make_cache_tables(cache_dir: str | Path) -> None:
+    """Write the ONE cache tables of a folder of ALF sessions.
+
+    Unlike those of ONE itself, whose ids are new each time, these give a session the same id (of its lab,
+    subject, date and number) wherever and whenever they are made: the split of its trials depends on it.
+
+    Raises:
+        NEDSError: No session is found, or the folder cannot be written to.
+    """
+    from iblutil.io import parquet
+    from one.alf.cache import make_parquet_db
+
+    cache_dir = Path(cache_dir)
+    sessions_file, datasets_file = (cache_dir / name for name in _CACHE_TABLES)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # no session: said below
+            make_parquet_db(cache_dir, hash_ids=False)
+        sessions, sessions_origin = parquet.load(sessions_file)
+        datasets, datasets_origin = parquet.load(datasets_file)
+        if sessions.empty:
+            sessions_file.unlink()
+            datasets_file.unlink()
+            raise NEDSError(
+                f"{cache_dir}: no ALF session found, expected LAB/Subjects/SUBJECT/YYYY-MM-DD/001/alf/..."
+            )
+        datasets["id"] = [_uuid(f"{eid}/{path}") for eid, path in zip(datasets["eid"], datasets["id"])]
+        datasets["eid"] = datasets["eid"].map(_uuid)
+        sessions["id"] = sessions["id"].map(_uuid)
+        parquet.save(sessions_file, sessions.set_index("id"), sessions_origin)
+        parquet.save(datasets_file, datasets.set_index(["eid", "id"]), datasets_origin)
+    except OSError as error:
+        raise NEDSError(
+            f"{cache_dir} has no ONE cache tables ({', '.join(_CACHE_TABLES)}) and they cannot be written "
+            f"there ({error}): make the folder writable, or copy it to one that is"
+        ) from error
+
+
+def _uuid(path: str) -> str:
+    """A version 3 uuid, the only kind beside Alyx's that ONE takes."""
+    return str(uuid.uuid3(uuid.NAMESPACE_URL, f"alf:{path}"))
+
+
+def list_sessions(one) -> list[str]:
+    """Ids of the sessions in ONE's cache tables that hold both trials and sorted spikes, sorted."""
+    names = one.list_datasets(details=True)["rel_path"].str.rsplit("/", n=1).str[-1]
+    eids = names.index.get_level_values("eid")
+    with_spikes = set(eids[names == "spikes.times.npy"])
+    with_trials = set(eids[names.isin(("_ibl_trials.table.pqt", "_ibl_trials.choice.npy"))])
+    return sorted(map(str, with_spikes & with_trials))
+
+
+def repeated_site_sessions() -> dict[str, list[str]]:
+    """Ids of the IBL repeated-site sessions of the paper: 74 to `pretrain` on, 10 `held_out`."""
+    listing = resources.files("neds_hf.data").joinpath("repeated_site_sessions.yaml")
+    return yaml.safe_load(listing.read_text())
+
+
+def read_session(one, session: str, options: ConversionOptions) -> Recording:
+    """Read one session: trials that pass the filter, spikes of all probes, behaviours.
+
+    A behaviour without files, or with files that cannot be used, is left out, and so is a probe without
+    spikes; `provenance["notes"]` says why. `provenance["files"]` lists what was read: path, revision, md5 and
+    size.
+
+    Args:
+        one: ONE object, of a folder (`open_local`) or of a server.
+        session: Session id (eid).
+        options: Window, bins, event and reaction times.
+
+    Raises:
+        NEDSError: Unknown session, no trials, no spikes, no trial left, or a needed file that is damaged.
+    """
+    datasets = _SessionDatasets(one, session)
+    trials, task = _read_trials(datasets, options.align_event)
+    keep, dropped_trials = filter_trials(trials, options)
+    keep = np.flatnonzero(keep)
+    starts_s = trials[options.align_event].to_numpy(float)[keep] + options.window_s[0]
+    spike_counts, units, recorded, probes = _read_probes(datasets, starts_s, options)
+    if not recorded.all():
+        dropped_trials["outside the spike recording"] = int((~recorded).sum())
+        keep, starts_s, spike_counts = keep[recorded], starts_s[recorded], spike_counts[recorded]
+    if not len(keep):
+        raise NEDSError(f"{session}: none of its {len(trials)} trials is left: dropped {dropped_trials}")
+    continuous, sources = _read_continuous(datasets, task, starts_s, options)
+    categorical = _read_categorical(datasets, trials.iloc[keep])
+    return Recording(
+        session=str(session),
+        spike_counts=spike_counts,
+        trial_index=keep.astype(np.int32),
+        units=units,
+        window_s=options.window_s,
+        bin_size_s=options.bin_size_s,
+        align_event=options.align_event,
+        subject=datasets.subject,
+        lab=datasets.lab,
+        date=datasets.date,
+        continuous=continuous,
+        categorical=categorical,
+        classes={name: IBL_CLASSES[name] for name in categorical},
+        dropped_trials=dropped_trials,
+        provenance={
+            "files": datasets.read,
+            "probes": probes,
+            "signals": sources,
+            "notes": datasets.notes,
+        },
+    )
+
+
+class _SessionDatasets:
+    """The datasets of one session, each at its default (else latest) revision, by path without revision.
+
+    Attributes:
+        subject, lab, date: Of the session.
+        read: What was loaded: path, revision, md5, size in bytes.
+        notes: What a reader of the recording should know is missing, and why.
+    """
+
+    def __init__(self, one, session: str) -> None:
+        from one.alf.exceptions import ALFError
+
+        self.one, self.session = one, session
+        self.read: list[dict] = []
+        self.notes: list[str] = []
+        try:
+            listing = one.list_datasets(session, details=True)
+            details = one.get_details(session)
+        except (ALFError, OSError, ValueError) as error:
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise NEDSError(f"session {session} is not known to {one!r}: {reason}") from error
+        self.subject, self.lab, self.date = (str(details[key] or "") for key in ("subject", "lab", "date"))
+        if one.offline:
+            folder = one.eid2path(session)
+            on_disk = np.array([(folder / path).is_file() for path in listing["rel_path"]], dtype=bool)
+            self.notes += [
+                f"{path} is in the cache tables, not on disk" for path in listing["rel_path"][~on_disk]
+            ]
+            listing = listing[on_disk]
+        else:
+            listing = listing[listing["exists"]]
+        # Sorted so that the last of a dataset's revisions is the one to use.
+        revision = listing["rel_path"].str.extract(_REVISION)[0].fillna("")
+        listing = listing.assign(
+            revision=revision,
+            path=listing["rel_path"].str.replace(_REVISION, "", regex=True),
+            default_revision=listing.get("default_revision", pd.Series(False, listing.index)).eq(True),
+        ).sort_values(["default_revision", "revision"])
+        self._rows = {row.path: row for row in listing.itertuples()}
+
+    def __contains__(self, path: str) -> bool:
+        return path in self._rows
+
+    def __iter__(self):
+        return iter(self._rows)
+
+    def load(self, path: str):
+        """Content of a dataset: an array, or a data frame. Raises NEDSError if missing or damaged."""
+        from one.alf.exceptions import ALFError, ALFWarning
+
+        if path not in self:
+            raise NEDSError(f"{self.session}: there is no {path}")
+        row = self._rows[path]
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ALFWarning)  # the revision is chosen here
+                # "local": the listing above is already in ONE's tables; a missing file is still downloaded.
+                file = self.one.load_dataset(
+                    self.session,
+                    row.rel_path,
+                    download_only=True,
+                    query_type="local",
+                    check_hash=bool(row.hash),
+                )
+            content = _READERS[Path(path).suffix](file)
+        except (ALFError, EOFError, OSError, ValueError) as error:
+            raise NEDSError(f"{self.session}: cannot read {row.rel_path}: {error}") from error
+        with open(file, "rb") as stream:
+            md5 = hashlib.file_digest(stream, "md5").hexdigest()
+        self.read.append(
+            {
+                "path": row.rel_path,
+                "revision": row.revision,
+                "md5": md5,
+                "size_bytes": Path(file).stat().st_size,
+            }
+        )
+        return content
+
+
+def _read_array(file: Path) -> np.ndarray:
+    array = np.load(file)
+    return array[:, 0] if array.ndim == 2 and array.shape[1] == 1 else array
+
+
+_READERS = {
+    ".npy": _read_array,
+    ".pqt": pd.read_parquet,
+    ".csv": pd.read_csv,
+}
+
+
+# ------------------------------------------------------------------------------------------------- trials
+
+
+def _read_trials(datasets: _SessionDatasets, align_event: str) -> tuple[pd.DataFrame, str]:
+    """Needed columns of the trials, a row a trial, from the table or separate arrays; and their folder."""
+    folders = sorted(
+        Path(path).parent.as_posix()
+        for path in datasets
+        if re.fullmatch(r"alf(/task_\d+)?/_ibl_trials\.(table\.pqt|choice\.npy)", path)
+    )
+    if not folders:
+        raise NEDSError(
+            f"{datasets.session}: no trials, expected alf/_ibl_trials.table.pqt or alf/_ibl_trials.choice.npy"
+        )
+    task = folders[0]
+    table_path = f"{task}/_ibl_trials.table.pqt"
+    table = datasets.load(table_path) if table_path in datasets else {}
+    trials = {}
+    for name in (*dict.fromkeys((*TRIAL_EVENTS, align_event)), "choice", "probabilityLeft"):
+        if name in table:
+            trials[name] = np.asarray(table[name], dtype=float)
+        elif name != "probabilityLeft" or f"{task}/_ibl_trials.{name}.npy" in datasets:
+            trials[name] = np.asarray(datasets.load(f"{task}/_ibl_trials.{name}.npy"), dtype=float)
+    lengths = {name: values.shape for name, values in trials.items()}
+    if len(set(lengths.values())) > 1:
+        raise NEDSError(f"{datasets.session}: columns of the trials differ in length: {lengths}")
+    return pd.DataFrame(trials), task
+
+
+def filter_trials(trials: pd.DataFrame, options: ConversionOptions) -> tuple[np.ndarray, dict[str, int]]:
+    """Which trials to keep, and how many are dropped for which reason (the first that applies).
+
+    Reaction time is first movement minus stimulus onset; both ends of its range are inside.
+
+    Args:
+        trials: A row a trial, with the columns `TRIAL_EVENTS`, the event to align to, and `choice`.
+        options: Its `align_event` and `reaction_time_s` count.
+
+    Returns:
+        (trials,) bool, True to keep; and reason to number of trials.
+
+    Raises:
+        NEDSError: A choice other than -1, 0, 1.
+    """
+    choice = trials["choice"].to_numpy(float)
+    if not np.isin(choice[np.isfinite(choice)], (-1, 0, 1)).all():
+        raise NEDSError(f"choices must be -1, 0 or 1, but are {np.unique(choice).tolist()}")
+    reaction_time_s = (trials["firstMovement_times"] - trials["stimOn_times"]).to_numpy(float)
+    shortest_s, longest_s = options.reaction_time_s
+    reasons = {
+        "missing event": trials[[*TRIAL_EVENTS, options.align_event]].isna().any(axis=1).to_numpy(),
+        "no choice": ~np.isin(choice, (-1, 1)),
+        "reaction time": ~((reaction_time_s >= shortest_s) & (reaction_time_s <= longest_s)),
+    }
+    keep = np.ones(len(trials), dtype=bool)
+    dropped = {}
+    for reason, applies in reasons.items():
+        if (keep & applies).any():
+            dropped[reason] = int((keep & applies).sum())
+        keep &= ~applies
+    return keep, dropped
+
+
+# --------------------------------------------------------------------------------------- spikes and units
+
+
+def _read_probes(
+    datasets: _SessionDatasets, starts_s: np.ndarray, options: ConversionOptions
+) -> tuple[np.ndarray, pd.DataFrame, np.ndarray, dict[str, str]]:
+    """Counts (trials, bins, units) and units of all probes, (trials,) recorded, and probe to folder read.
+
+    A trial counts as recorded if its window overlaps the time from first to last spike of every probe.
+    """
+    counts, units, folders = [], [], {}
+    recorded = np.ones(len(starts_s), dtype=bool)
+    for probe in sorted({path.split("/")[1] for path in datasets if re.match(r"alf/probe[^/]*/", path)}):
+        candidates = [f"alf/{probe}/{sorter}".rstrip("/") for sorter in SORTERS]
+        folder = next((c for c in candidates if f"{c}/spikes.times.npy" in datasets), None)
+        if folder is None:
+            datasets.notes.append(f"alf/{probe} has no spikes")
+            continue
+        spike_times = datasets.load(f"{folder}/spikes.times.npy")
+        if not spike_times.size:
+            datasets.notes.append(f"{folder} holds no spike")
+            continue
+        probe_units = _read_units(datasets, probe, folder)
+        try:
+            probe_counts = bin_spikes(
+                spike_times,
+                datasets.load(f"{folder}/spikes.clusters.npy"),
+                starts_s,
+                options.num_bins,
+                options.bin_size_s,
+                len(probe_units),
+            )
+        except NEDSError as error:
+            raise NEDSError(f"{datasets.session}, {folder}: {error}") from error
+        window_s = options.window_s[1] - options.window_s[0]
+        recorded &= (starts_s <= spike_times.max()) & (starts_s + window_s >= spike_times.min())
+        counts.append(probe_counts)
+        units.append(probe_units)
+        folders[probe] = folder
+    if not counts:
+        raise NEDSError(
+            f"{datasets.session}: no spikes, expected alf/probe00/spikes.times.npy, or in a folder "
+            f"{' or '.join(filter(None, SORTERS))} there"
+        )
+    return np.concatenate(counts, axis=2), pd.concat(units, ignore_index=True), recorded, folders
+
+
+def _read_units(datasets: _SessionDatasets, probe: str, folder: str) -> pd.DataFrame:
+    """Units of a probe, a row a cluster (rows of `clusters.*`), with what is known of each."""
+
+    def optional(name: str):
+        return datasets.load(f"{folder}/{name}") if f"{folder}/{name}" in datasets else None
+
+    channel = datasets.load(f"{folder}/clusters.channels.npy").astype(int)
+    num_units = len(channel)
+
+    def per_unit(name: str, values) -> np.ndarray:
+        if len(values) != num_units:
+            raise NEDSError(
+                f"{datasets.session}: {folder}/{name} has {len(values)} rows, clusters.channels {num_units}"
+            )
+        return np.asarray(values)
+
+    def per_channel(name: str, values) -> np.ndarray:
+        if num_units and not 0 <= channel.min() <= channel.max() < len(values):
+            raise NEDSError(
+                f"{datasets.session}: {folder}/clusters.channels goes up to {channel.max()}, "
+                f"but {name} has {len(values)} rows"
+            )
+        return np.asarray(values)[channel]
+
+    units = pd.DataFrame({"uuid": None, "probe": probe}, index=range(num_units), dtype=object)
+    if (uuids := optional("clusters.uuids.csv")) is not None:
+        units["uuid"] = per_unit("clusters.uuids.csv", uuids.iloc[:, 0]).astype(object)
+    allen_ids = optional("channels.brainLocationIds_ccf_2017.npy")
+    if allen_ids is not None:
+        allen_ids = per_channel("channels.brainLocationIds_ccf_2017.npy", allen_ids)
+    for mapping, acronyms in _regions(allen_ids, num_units).items():
+        units[mapping] = acronyms
+    depths = optional("clusters.depths.npy")
+    units["depth_um"] = np.nan if depths is None else per_unit("clusters.depths.npy", depths)
+    mlapdv_um = optional("channels.mlapdv.npy")
+    units[["x_um", "y_um", "z_um"]] = (
+        np.nan if mlapdv_um is None else per_channel("channels.mlapdv.npy", mlapdv_um).astype(float)
+    )
+    metrics = optional("clusters.metrics.pqt")
+    if metrics is None or not {"cluster_id", "label"} <= set(metrics):
+        units["label"] = np.nan
+    else:  # may lack clusters
+        units["label"] = metrics.set_index("cluster_id")["label"].reindex(range(num_units)).to_numpy(float)
+    return units
+
+
+def _regions(allen_ids: np.ndarray | None, num_units: int) -> dict[str, np.ndarray]:
+    """Acronym of each unit's region in three mappings; None where the Allen id is unknown or missing."""
+    mappings = ("Allen", "Beryl", "Cosmos")
+    if allen_ids is None:
+        return {mapping.lower(): np.full(num_units, None, dtype=object) for mapping in mappings}
+    from iblatlas.regions import BrainRegions
+
+    brain = BrainRegions()
+    row = pd.Index(brain.id).get_indexer(allen_ids)
+    return {
+        mapping.lower(): np.where(row >= 0, brain.acronym[brain.mappings[mapping]][row], None)
+        for mapping in mappings
+    }
+
+
+# --------------------------------------------------------------------------------------------- behaviours
+
+
+def _read_categorical(datasets: _SessionDatasets, trials: pd.DataFrame) -> dict[str, np.ndarray]:
+    """Class index of choice and, where probabilityLeft is known, block, each (kept trials,) int64."""
+    categorical = {"choice": (trials["choice"].to_numpy() == 1).astype(np.int64)}
+    if "probabilityLeft" not in trials:
+        datasets.notes.append("block is missing: no probabilityLeft")
+        return categorical
+    prior = trials["probabilityLeft"].to_numpy(float)
+    is_class = np.isclose(prior[:, None], np.array(IBL_CLASSES["block"], dtype=float))
+    known = is_class.any(axis=1)
+    if (~known & np.isfinite(prior)).any():
+        values = np.unique(prior[np.isfinite(prior)]).tolist()
+        datasets.notes.append(f"block is missing: probabilityLeft takes the values {values}")
+    elif known.any():
+        categorical["block"] = np.where(known, is_class.argmax(axis=1), -1).astype(np.int64)
+    else:
+        datasets.notes.append("block is missing: probabilityLeft is NaN in every trial")
+    return categorical
+
+
+def _read_continuous(
+    datasets: _SessionDatasets, task: str, starts_s: np.ndarray, options: ConversionOptions
+) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Binned (trials, bins) float32 of each signal that is there, and the source that each comes from."""
+    candidates = [("wheel_speed", "wheel"), *(("whisker_motion_energy", camera) for camera in CAMERAS)]
+    continuous, sources = {}, {}
+    for name, source in candidates:
+        if name in continuous:
+            continue
+        try:
+            times_s, values = _wheel(datasets, task) if source == "wheel" else _whisker(datasets, source)
+            binned = bin_continuous(times_s, values, starts_s, options.num_bins, options.bin_size_s)
+            if np.isnan(binned).all():
+                raise NEDSError("no kept trial is covered")
+        except NEDSError as error:
+            datasets.notes.append(f"{name} is missing from {source}: {error}")
+            continue
+        continuous[name], sources[name] = binned, source
+    return continuous, sources
+
+
+def _wheel(datasets: _SessionDatasets, task: str) -> tuple[np.ndarray, np.ndarray]:
+    """Times in seconds and wheel speed in rad/s."""
+    return wheel_speed(
+        datasets.load(f"{task}/_ibl_wheel.timestamps.npy"), datasets.load(f"{task}/_ibl_wheel.position.npy")
+    )
+
+
+def _whisker(datasets: _SessionDatasets, camera: str) -> tuple[np.ndarray, np.ndarray]:
+    """Times in seconds and motion energy of the whisker pad, a value a frame.
+
+    Up to `MAX_EXTRA_FRAMES` more times than frames are cut off at the start, as ibllib does. Any other
+    difference means that frames cannot be told apart, and raises NEDSError.
+    """
+    times_s = datasets.load(f"alf/_ibl_{camera}.times.npy")
+    energy = datasets.load(f"alf/{camera}.ROIMotionEnergy.npy")
+    extra = len(times_s) - len(energy)
+    if not 0 <= extra <= MAX_EXTRA_FRAMES:
+        raise NEDSError(
+            f"{datasets.session}: alf/{camera} has {len(times_s)} times for {len(energy)} frames of motion energy"
+        )
+    return times_s[extra:], energy

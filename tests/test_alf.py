@@ -1,0 +1,447 @@
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from alf_folder import trials_table, write_session, write_trials
+
+from neds_hf.data import alf
+from neds_hf.data.schema import ConversionOptions
+from neds_hf.errors import NEDSError
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+OPTIONS = ConversionOptions(min_rate_hz=0)
+
+needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the folder of real recordings is not here")
+
+
+def read_only_session(root: Path, options: ConversionOptions = OPTIONS):
+    one = alf.open_local(root)
+    (session,) = alf.list_sessions(one)
+    return alf.read_session(one, session, options)
+
+
+def test_a_complete_session_is_read_with_everything_in_it(tmp_path):
+    write_session(tmp_path)
+    recording = read_only_session(tmp_path)
+    assert recording.spike_counts.shape == (12, 100, 3)
+    # Each cluster k fires once a trial, 0.5 + 0.1 * (k + 1) + 0.005 s into it.
+    expected = np.zeros((100, 3), dtype=np.uint8)
+    expected[[30, 35, 40], [0, 1, 2]] = 1
+    np.testing.assert_array_equal(recording.spike_counts, np.broadcast_to(expected, (12, 100, 3)))
+    assert recording.trial_index.tolist() == list(range(12))
+    assert (recording.subject, recording.lab, recording.date) == ("mouse", "somelab", "2024-01-31")
+    assert recording.categorical["choice"].tolist() == [1, 0] * 6  # +1 is "left", class 1
+    assert recording.categorical["block"].tolist() == [1, 0, 2] * 4
+    assert recording.classes == {"choice": ("right", "left"), "block": ("0.2", "0.5", "0.8")}
+    right_edges = 10 + 3.0 * np.arange(12)[:, None] - 0.5 + 0.02 * np.arange(1, 101)
+    np.testing.assert_allclose(recording.continuous["whisker_motion_energy"], right_edges, rtol=1e-6)
+    np.testing.assert_allclose(recording.continuous["wheel_speed"], np.abs(np.cos(right_edges)), atol=0.05)
+    assert recording.dropped_trials == {}
+    assert recording.provenance["notes"] == []
+    assert recording.provenance["signals"] == {
+        "wheel_speed": "wheel",
+        "whisker_motion_energy": "leftCamera",
+    }
+    json.dumps(recording.provenance)
+
+
+def test_units_carry_region_position_and_quality(tmp_path):
+    write_session(tmp_path)
+    units = read_only_session(tmp_path).units
+    assert units["uuid"].tolist() == [f"probe00-pykilosort-{k}" for k in range(3)]
+    # Clusters 0, 1, 2 sit on channels 2, 1, 0.
+    assert units["allen"].tolist() == ["LP", "PO", "CA1"]
+    assert units["beryl"].tolist() == ["LP", "PO", "CA1"]
+    assert units["cosmos"].tolist() == ["TH", "TH", "HPF"]
+    assert units["depth_um"].tolist() == [0, 20, 40]
+    assert units[["x_um", "y_um", "z_um"]].to_numpy().tolist() == [[1, 2, 3], [-2, -1, 0], [-5, -4, -3]]
+    np.testing.assert_allclose(units["label"], [np.nan, 1 / 3, 2 / 3])  # cluster 0 has no row of metrics
+
+
+def test_regions_are_mapped_as_iblatlas_maps_them_in_both_hemispheres():
+    from iblatlas.regions import BrainRegions
+
+    brain = BrainRegions()
+    ids = np.array([382, -382, 997, 0, 593])
+    regions = alf._regions(np.r_[ids, 123456789], 6)
+    for mapping in ("Allen", "Beryl", "Cosmos"):
+        assert regions[mapping.lower()][:5].tolist() == brain.id2acronym(ids, mapping=mapping).tolist()
+        assert regions[mapping.lower()][5] is None
+
+
+def test_two_probes_stand_side_by_side(tmp_path):
+    write_session(tmp_path, probes=("probe01/pykilosort", "probe00"))
+    recording = read_only_session(tmp_path)
+    assert recording.spike_counts.shape == (12, 100, 6)
+    np.testing.assert_array_equal(recording.spike_counts[..., :3], recording.spike_counts[..., 3:])
+    assert recording.units["probe"].tolist() == ["probe00"] * 3 + ["probe01"] * 3
+    assert recording.provenance["probes"] == {"probe00": "alf/probe00", "probe01": "alf/probe01/pykilosort"}
+
+
+def test_iblsorter_comes_before_pykilosort_and_the_probes_own_folder(tmp_path):
+    folder = write_session(tmp_path, probes=("probe00", "probe00/pykilosort", "probe00/iblsorter"))
+    assert read_only_session(tmp_path).provenance["probes"] == {"probe00": "alf/probe00/iblsorter"}
+    shutil.rmtree(folder / "probe00" / "iblsorter")
+    assert read_only_session(tmp_path).provenance["probes"] == {"probe00": "alf/probe00/pykilosort"}
+    shutil.rmtree(folder / "probe00" / "pykilosort")
+    assert read_only_session(tmp_path).provenance["probes"] == {"probe00": "alf/probe00"}
+
+
+def test_a_probe_without_spikes_is_left_out_with_a_note(tmp_path):
+    folder = write_session(tmp_path, probes=("probe00/pykilosort", "probe01/pykilosort"))
+    (folder / "probe01" / "pykilosort" / "spikes.times.npy").unlink()
+    recording = read_only_session(tmp_path)
+    assert recording.provenance["probes"] == {"probe00": "alf/probe00/pykilosort"}
+    assert recording.provenance["notes"] == ["alf/probe01 has no spikes"]
+
+
+def test_spikes_out_of_order_give_the_same_counts(tmp_path):
+    folder = write_session(tmp_path) / "probe00" / "pykilosort"
+    in_order = read_only_session(tmp_path)
+    shuffled = np.random.default_rng(0).permutation(len(np.load(folder / "spikes.times.npy")))
+    for name in ("spikes.times.npy", "spikes.clusters.npy"):
+        np.save(folder / name, np.load(folder / name)[shuffled])
+    np.testing.assert_array_equal(read_only_session(tmp_path).spike_counts, in_order.spike_counts)
+
+
+def test_separate_trial_arrays_are_the_same_as_the_table(tmp_path):
+    folder = write_session(tmp_path)
+    from_table = read_only_session(tmp_path)
+    (folder / "_ibl_trials.table.pqt").unlink()
+    write_trials(folder, trials_table(), separate=True)
+    remake_tables(tmp_path)
+    from_arrays = read_only_session(tmp_path)
+    assert from_arrays.session == from_table.session
+    np.testing.assert_array_equal(from_arrays.spike_counts, from_table.spike_counts)
+    np.testing.assert_array_equal(from_arrays.categorical["block"], from_table.categorical["block"])
+
+
+def test_trials_and_wheel_of_newer_sessions_are_in_a_task_folder(tmp_path):
+    folder = write_session(tmp_path)
+    (folder / "task_00").mkdir()
+    for file in folder.glob("_ibl_trials*"):
+        file.rename(folder / "task_00" / file.name)
+    for file in folder.glob("_ibl_wheel*"):
+        file.rename(folder / "task_00" / file.name)
+    recording = read_only_session(tmp_path)
+    assert recording.spike_counts.shape == (12, 100, 3)
+    assert "wheel_speed" in recording.continuous
+
+
+def test_trials_are_dropped_for_the_first_reason_that_applies(tmp_path):
+    folder = write_session(tmp_path)
+    trials = trials_table()
+    trials.loc[0, "stimOn_times"] = np.nan
+    trials.loc[1, "firstMovement_times"] = np.nan
+    trials.loc[2, "feedback_times"] = np.nan
+    trials.loc[2, "choice"] = 0  # counted once, as a missing event
+    trials.loc[3, "choice"] = 0
+    trials.loc[4, "choice"] = np.nan
+    trials.loc[5, "firstMovement_times"] = trials.loc[5, "stimOn_times"] + 0.05
+    trials.loc[6, "firstMovement_times"] = trials.loc[6, "stimOn_times"] + 2.05
+    trials.loc[7, "firstMovement_times"] = trials.loc[7, "stimOn_times"] - 0.2
+    write_trials(folder, trials)
+    recording = read_only_session(tmp_path)
+    assert recording.dropped_trials == {"missing event": 3, "no choice": 2, "reaction time": 3}
+    assert recording.trial_index.tolist() == [8, 9, 10, 11]
+    wide = ConversionOptions(reaction_time_s=(-1, 10))
+    assert read_only_session(tmp_path, wide).trial_index.tolist() == [5, 6, 7, 8, 9, 10, 11]
+
+
+def test_both_ends_of_the_reaction_times_are_inside():
+    trials = pd.DataFrame(
+        {"stimOn_times": 0.0, "firstMovement_times": [0.08, 2.0, 0.0799, 2.0001], "feedback_times": 3.0}
+    ).assign(choice=1)
+    assert alf.filter_trials(trials, OPTIONS)[0].tolist() == [True, True, False, False]
+
+
+def test_trials_align_to_another_event_and_window(tmp_path):
+    write_session(tmp_path)
+    options = ConversionOptions(align_event="firstMovement_times", window_s=(-0.2, 0.2), bin_size_s=0.1)
+    counts = read_only_session(tmp_path, options).spike_counts
+    # Movement is 0.3 s after the stimulus: the clusters fire at -0.195, -0.095 and 0.005 s.
+    assert counts[0].tolist() == [[1, 0, 0], [0, 1, 0], [0, 0, 1], [0, 0, 0]]
+
+
+def test_trials_outside_the_spike_recording_are_dropped(tmp_path):
+    folder = write_session(tmp_path) / "probe00" / "pykilosort"
+    times, clusters = np.load(folder / "spikes.times.npy"), np.load(folder / "spikes.clusters.npy")
+    early = times < 30
+    np.save(folder / "spikes.times.npy", times[early])
+    np.save(folder / "spikes.clusters.npy", clusters[early])
+    recording = read_only_session(tmp_path)
+    assert recording.dropped_trials == {"outside the spike recording": 5}
+    assert recording.trial_index.tolist() == list(range(7))
+    assert len(recording.continuous["wheel_speed"]) == len(recording.categorical["choice"]) == 7
+
+
+def test_a_missing_wheel_or_camera_leaves_only_that_variable_out(tmp_path):
+    folder = write_session(tmp_path)
+    (folder / "_ibl_wheel.position.npy").unlink()
+    (folder / "leftCamera.ROIMotionEnergy.npy").unlink()
+    recording = read_only_session(tmp_path)
+    assert set(recording.continuous) == {"whisker_motion_energy"}
+    assert recording.provenance["signals"] == {"whisker_motion_energy": "rightCamera"}
+    assert len(recording.provenance["notes"]) == 2
+    (folder / "rightCamera.ROIMotionEnergy.npy").unlink()
+    recording = read_only_session(tmp_path)
+    assert recording.continuous == {}
+    # The cache tables still list the files.
+    assert "alf/rightCamera.ROIMotionEnergy.npy is in the cache tables, not on disk" in " ".join(
+        recording.provenance["notes"]
+    )
+
+
+def test_a_few_camera_times_too_many_are_cut_off_at_the_start(tmp_path):
+    folder = write_session(tmp_path)
+    energy = np.load(folder / "leftCamera.ROIMotionEnergy.npy")
+    times = np.load(folder / "_ibl_leftCamera.times.npy")
+    np.save(folder / "_ibl_leftCamera.times.npy", np.r_[times[:3] - 1, times])
+    recording = read_only_session(tmp_path)
+    assert recording.provenance["signals"]["whisker_motion_energy"] == "leftCamera"
+    np.testing.assert_allclose(recording.continuous["whisker_motion_energy"][0, 0], 9.52, rtol=1e-6)
+    for wrong in (energy[:-6], np.r_[energy, 0, 0, 0, 0]):  # 9 times too many, 1 too few
+        np.save(folder / "leftCamera.ROIMotionEnergy.npy", wrong)
+        remake_tables(tmp_path)
+        recording = read_only_session(tmp_path)
+        assert recording.provenance["signals"]["whisker_motion_energy"] == "rightCamera"
+        assert f"{len(times) + 3} times for {len(wrong)} frames" in recording.provenance["notes"][0]
+
+
+def test_a_video_that_starts_late_leaves_the_first_trials_missing(tmp_path):
+    folder = write_session(tmp_path)
+    for name in ("_ibl_leftCamera.times.npy", "leftCamera.ROIMotionEnergy.npy"):
+        np.save(folder / name, np.load(folder / name)[60 * 12 :])  # starts at 12 s
+    energy = read_only_session(tmp_path).continuous["whisker_motion_energy"]
+    assert np.isnan(energy).all(axis=1).tolist() == [True] + [False] * 11
+    assert not np.isnan(energy[1:]).any()
+
+
+def test_a_block_that_is_unknown_stays_missing(tmp_path):
+    folder = write_session(tmp_path)
+    trials = trials_table()
+    trials.loc[0, "probabilityLeft"] = np.nan
+    write_trials(folder, trials)
+    assert read_only_session(tmp_path).categorical["block"][:3].tolist() == [-1, 0, 2]
+    for other in (trials.assign(probabilityLeft=0.9), trials.drop(columns="probabilityLeft")):
+        write_trials(folder, other)
+        recording = read_only_session(tmp_path)
+        assert set(recording.categorical) == set(recording.classes) == {"choice"}
+        assert "block is missing" in recording.provenance["notes"][0]
+
+
+def test_units_without_histology_or_quality_have_none(tmp_path):
+    folder = write_session(tmp_path) / "probe00" / "pykilosort"
+    for name in (
+        "channels.brainLocationIds_ccf_2017.npy",
+        "channels.mlapdv.npy",
+        "clusters.metrics.pqt",
+        "clusters.uuids.csv",
+        "clusters.depths.npy",
+    ):
+        (folder / name).unlink()
+    units = read_only_session(tmp_path).units
+    assert units.drop(columns="probe").isna().to_numpy().all()
+
+
+def test_the_latest_revision_is_read_and_recorded_with_its_hash(tmp_path):
+    folder = write_session(tmp_path) / "probe00" / "pykilosort"
+    first = np.load(folder / "spikes.times.npy")
+    for revision, shift in (("2024-05-06", 0.1), ("2023-01-01", 0.3)):
+        (folder / f"#{revision}#").mkdir()
+        np.save(folder / f"#{revision}#" / "spikes.times.npy", first + shift)
+    recording = read_only_session(tmp_path)
+    assert np.flatnonzero(recording.spike_counts[0].any(axis=1)).tolist() == [35, 40, 45]  # 0.1 s later
+    file = next(f for f in recording.provenance["files"] if "spikes.times" in f["path"])
+    path = folder / "#2024-05-06#" / "spikes.times.npy"
+    assert file == {
+        "path": "alf/probe00/pykilosort/#2024-05-06#/spikes.times.npy",
+        "revision": "2024-05-06",
+        "md5": hashlib.md5(path.read_bytes()).hexdigest(),
+        "size_bytes": path.stat().st_size,
+    }
+
+
+def test_the_default_revision_comes_before_a_later_one(tmp_path):
+    folder = write_session(tmp_path) / "probe00" / "pykilosort"
+    (folder / "#2024-05-06#").mkdir()
+    shutil.copy(folder / "spikes.times.npy", folder / "#2024-05-06#" / "spikes.times.npy")
+    one = alf.open_local(tmp_path)
+    # As the tables of a server have it.
+    one._cache["datasets"]["default_revision"] = ~one._cache["datasets"]["rel_path"].str.contains("#")
+    (session,) = alf.list_sessions(one)
+    files = alf.read_session(one, session, OPTIONS).provenance["files"]
+    assert {file["revision"] for file in files} == {""}
+
+
+def test_ids_do_not_depend_on_where_and_when_the_tables_are_made(tmp_path):
+    for root in ("one", "two"):
+        write_session(tmp_path / root, subject="a")
+        write_session(tmp_path / root, subject="b")
+    first, second = (alf.list_sessions(alf.open_local(tmp_path / root)) for root in ("one", "two"))
+    assert first == second and len(set(first)) == 2
+    remake_tables(tmp_path / "one")
+    assert alf.list_sessions(alf.open_local(tmp_path / "one")) == first
+
+
+def test_tables_that_are_there_are_used_as_they_are(tmp_path):
+    from one.alf.cache import make_parquet_db
+
+    write_session(tmp_path)
+    make_parquet_db(tmp_path)
+    tables = (tmp_path / "sessions.pqt").read_bytes()
+    recording = read_only_session(tmp_path)
+    assert recording.spike_counts.shape == (12, 100, 3)
+    assert recording.session == str(pd.read_parquet(tmp_path / "sessions.pqt").index[0])
+    assert (tmp_path / "sessions.pqt").read_bytes() == tables
+
+
+def test_only_sessions_with_trials_and_spikes_are_listed(tmp_path):
+    write_session(tmp_path, subject="complete")
+    (write_session(tmp_path, subject="untrained") / "_ibl_trials.table.pqt").unlink()
+    write_session(tmp_path, subject="behaviour", probes=())
+    one = alf.open_local(tmp_path)
+    (session,) = alf.list_sessions(one)
+    assert alf.read_session(one, session, OPTIONS).subject == "complete"
+
+
+def test_two_sessions_keep_to_their_own_files(tmp_path):
+    write_session(tmp_path, subject="a")
+    late = write_session(tmp_path, subject="b", num_trials=20)
+    np.save(late / "_ibl_wheel.position.npy", np.zeros(5000))
+    one = alf.open_local(tmp_path)
+    recordings = {r.subject: r for r in (alf.read_session(one, s, OPTIONS) for s in alf.list_sessions(one))}
+    assert len(recordings["a"].trial_index) == 12 and len(recordings["b"].trial_index) == 20
+    assert recordings["a"].continuous["wheel_speed"].max() > 0.9
+    assert not recordings["b"].continuous["wheel_speed"].any()
+
+
+def remove(pattern):
+    def spoil(folder: Path):
+        for file in folder.glob(pattern):
+            file.unlink()
+
+    return spoil
+
+
+def replace(path, change):
+    def spoil(folder: Path):
+        np.save(folder / path, change(np.load(folder / path)))
+
+    return spoil
+
+
+def change_trials(**columns):
+    return lambda folder: write_trials(folder, trials_table().assign(**columns))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (remove("_ibl_trials*"), r"no trials, expected alf/_ibl_trials.table.pqt"),
+        (remove("probe00/pykilosort/spikes.times.npy"), "no spikes, expected alf/probe00"),
+        (remove("probe00/pykilosort/spikes.clusters.npy"), "there is no alf/.*/spikes.clusters.npy"),
+        (remove("probe00/pykilosort/clusters.channels.npy"), "there is no alf/.*/clusters.channels.npy"),
+        (replace("probe00/pykilosort/spikes.times.npy", lambda x: x[:0]), "no spikes"),
+        (replace("probe00/pykilosort/spikes.times.npy", lambda x: x[:-1]), r"pykilosort: spike times are"),
+        (replace("probe00/pykilosort/spikes.clusters.npy", lambda x: x + 1), "1 to 3, expected 0 to 2"),
+        (replace("probe00/pykilosort/clusters.channels.npy", lambda x: x + 2), "goes up to 4, but"),
+        (replace("probe00/pykilosort/clusters.depths.npy", lambda x: x[:2]), "depths.npy has 2 rows"),
+        (
+            lambda folder: (folder / "probe00/pykilosort/spikes.times.npy").write_bytes(b"nothing"),
+            "cannot read alf/probe00/pykilosort/spikes.times.npy",
+        ),
+        (change_trials(choice=7), "choices must be -1, 0 or 1"),
+        (change_trials(choice=0), "none of its 12 trials is left.*'no choice': 12"),
+        (
+            lambda folder: write_trials(folder, trials_table().drop(columns="feedback_times")),
+            "there is no alf/_ibl_trials.feedback_times.npy",
+        ),
+    ],
+)
+def test_a_session_that_cannot_be_used_is_named_with_the_reason(tmp_path, spoil, message):
+    spoil(write_session(tmp_path))
+    one = alf.open_local(tmp_path)
+    session = str(one.search()[0])
+    with pytest.raises(NEDSError, match=message) as error:
+        alf.read_session(one, session, OPTIONS)
+    if "choices" not in message:
+        assert session in str(error.value)
+
+
+def test_an_unknown_session_is_refused(tmp_path):
+    write_session(tmp_path)
+    one = alf.open_local(tmp_path)
+    for session in ("d23a44ef-1402-4ed7-97f5-47e9a7a504d9", "mouse"):
+        with pytest.raises(NEDSError, match=f"session {session} is not known"):
+            alf.read_session(one, session, OPTIONS)
+
+
+def test_pickled_arrays_are_refused(tmp_path):
+    folder = write_session(tmp_path) / "probe00" / "pykilosort"
+    np.save(folder / "spikes.times.npy", np.array([{}], dtype=object), allow_pickle=True)
+    with pytest.raises(NEDSError, match="cannot read"):
+        read_only_session(tmp_path)
+
+
+def test_a_folder_without_sessions_is_refused(tmp_path):
+    with pytest.raises(NEDSError, match="no such folder"):
+        alf.open_local(tmp_path / "nowhere")
+    with pytest.raises(NEDSError, match="no ALF session found, expected LAB/Subjects"):
+        alf.open_local(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_written_to_is_said_to_need_tables(tmp_path):
+    write_session(tmp_path)
+    (tmp_path / "sessions.pqt").mkdir()  # stands in the way, also for a superuser
+    with pytest.raises(NEDSError, match=r"no ONE cache tables .* cannot be written"):
+        alf.open_local(tmp_path)
+
+
+def test_the_paper_has_74_sessions_to_pretrain_on_and_10_held_out():
+    sessions = alf.repeated_site_sessions()
+    assert {name: len(eids) for name, eids in sessions.items()} == {"pretrain": 74, "held_out": 10}
+    assert len({*sessions["pretrain"], *sessions["held_out"]}) == 84
+
+
+@needs_shared
+def test_a_real_recording_equals_the_published_preprocessing(tmp_path):
+    shutil.copytree(SHARED / "data" / "alf_excerpt", tmp_path, dirs_exist_ok=True)
+    recording = read_only_session(tmp_path, ConversionOptions(reaction_time_s=(0, 10), min_rate_hz=0))
+    reference = np.load(SHARED / "reference" / "alf_excerpt_binned.npz")
+    kept = reference["trial_ok"]
+    assert recording.trial_index.tolist() == np.flatnonzero(kept).tolist()
+    counts = recording.spike_counts
+    np.testing.assert_array_equal(counts[..., reference["cluster_ids"]], reference["spike_counts"][kept])
+    assert counts.sum() == reference["spike_counts"][kept].sum()
+    has_wheel = reference["wheel_ok"][kept]
+    speed = recording.continuous["wheel_speed"]
+    np.testing.assert_allclose(speed[has_wheel], reference["wheel_speed"][kept][has_wheel], atol=1e-6)
+    assert np.isnan(speed[~has_wheel]).all()
+    assert set(recording.continuous) == {"wheel_speed"}  # it has no video
+    assert recording.units["allen"].nunique() == 21 and (recording.units["label"] == 1).sum() == 46
+
+
+@needs_shared
+def test_real_trials_are_filtered_as_a_query_does():
+    (file,) = (SHARED / "data" / "alf_trials").rglob("_ibl_trials.table.pqt")
+    trials = pd.read_parquet(file)
+    for low, high in ((0.08, 2.0), (0.0, 10.0)):
+        keep, dropped = alf.filter_trials(trials, ConversionOptions(reaction_time_s=(low, high)))
+        query = trials.assign(rt=trials.firstMovement_times - trials.stimOn_times).query(
+            "stimOn_times.notna() and feedback_times.notna() and choice != 0 and @low <= rt <= @high"
+        )
+        assert np.flatnonzero(keep).tolist() == query.index.tolist()
+        assert dropped["missing event"] == 20
+        assert sum(dropped.values()) + keep.sum() == 568
+
+
+def remake_tables(root: Path) -> None:
+    for name in ("sessions.pqt", "datasets.pqt"):
+        (root / name).unlink()
+    alf.make_cache_tables(root)
