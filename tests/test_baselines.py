@@ -1,0 +1,152 @@
+"""The linear baseline on made-up sessions whose answer is known, and on a real recording."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from neds_hf.analysis.baselines import linear_baseline
+from neds_hf.data.trials import SessionTrials
+from neds_hf.errors import NEDSError
+from neds_hf.metrics import functional
+
+DY016 = Path(__file__).resolve().parents[2] / "shared/data/ibl_dy016/dy016.npz"
+NUM_BINS, NUM_UNITS = 30, 12
+
+
+def simulated(num_trials, seed=0):
+    """Units that fire with the wheel (0-3), for one choice (4-7), or at random (8-11), and their true rates."""
+    rng = np.random.default_rng(seed)
+    choice = rng.integers(0, 2, num_trials)
+    onset = rng.integers(8, 20, num_trials)[:, None]
+    wheel = np.exp(-0.5 * ((np.arange(NUM_BINS) - onset) / 3) ** 2) * rng.uniform(0.5, 1.5, (num_trials, 1))
+    rates = np.full((num_trials, NUM_BINS, NUM_UNITS), 0.2)
+    rates[..., :4] += wheel[..., None]
+    rates[..., 4:8] += 0.4 * choice[:, None, None]
+    return SessionTrials(
+        session="made-up",
+        trial_index=np.arange(num_trials),
+        spike_counts=rng.poisson(rates).astype(np.uint8),
+        continuous={"wheel": wheel.astype(np.float32)},
+        categorical={"choice": choice},
+        classes={"choice": ("right", "left")},
+    ), rates
+
+
+@pytest.fixture(scope="module")
+def session():
+    return simulated(120)[0], *simulated(60, seed=1)
+
+
+def test_the_baseline_finds_what_the_neurons_say_and_what_drives_them(session):
+    train, test, true_rates = session
+    predictions = linear_baseline(train, test)
+    assert predictions["log_rates"].shape == test.spike_counts.shape
+    assert predictions["choice"].shape == (60, 2)
+    np.testing.assert_allclose(predictions["choice"].sum(1), 1)
+    assert functional.accuracy(predictions["choice"].argmax(1), test.categorical["choice"]) > 0.95
+    assert functional.r2_beyond_average(predictions["wheel"], test.continuous["wheel"]) > 0.6
+    bits = functional.bits_per_spike(predictions["log_rates"], test.spike_counts)
+    attainable = functional.bits_per_spike(np.log(true_rates), test.spike_counts)
+    assert (bits[:8] > 0.7 * attainable[:8]).all()
+    assert (abs(bits[8:]) < 0.02).all()
+
+
+def test_the_seed_repeats_the_baseline_and_test_trials_do_not_reach_the_fit(session):
+    train, test, _ = session
+    first = linear_baseline(train, test, seed=3)
+    other = replace(
+        test,
+        spike_counts=test.spike_counts[:1],
+        continuous={"wheel": test.continuous["wheel"][:1]},
+        categorical={"choice": test.categorical["choice"][:1]},
+    )
+    for name, values in linear_baseline(train, other, seed=3).items():
+        np.testing.assert_allclose(values, first[name][:1], rtol=1e-6)
+
+
+def test_missing_behavior_is_left_out_and_costs_only_what_it_would_have_told(session):
+    train, test, _ = session
+    train = replace(
+        train,
+        continuous={"wheel": train.continuous["wheel"].copy()},
+        categorical={"choice": train.categorical["choice"].copy()},
+    )
+    train.continuous["wheel"][::4] = np.nan
+    train.categorical["choice"][1::4] = -1
+    unknown = replace(
+        test,
+        continuous={"wheel": np.full_like(test.continuous["wheel"], np.nan)},
+        categorical={"choice": np.full_like(test.categorical["choice"], -1)},
+    )
+    known, unknown = linear_baseline(train, test), linear_baseline(train, unknown)
+    assert functional.r2(known["wheel"], test.continuous["wheel"]) > 0.6
+    np.testing.assert_array_equal(known["wheel"], unknown["wheel"])
+    assert functional.bits_per_spike(known["log_rates"], test.spike_counts)[:8].min() > 0.03
+    # nothing known of any trial: all are predicted to be the average trial
+    np.testing.assert_allclose(unknown["log_rates"], np.broadcast_to(unknown["log_rates"][:1], (60, 30, 12)))
+
+
+def test_behavior_that_never_occurs_in_training_is_nan_and_a_single_class_is_certain(session):
+    train, test, _ = session
+    train = replace(
+        train,
+        continuous={"wheel": np.full_like(train.continuous["wheel"], np.nan)},
+        categorical={"choice": np.full_like(train.categorical["choice"], -1)},
+    )
+    predictions = linear_baseline(train, test)
+    assert np.isnan(predictions["wheel"]).all() and np.isnan(predictions["choice"]).all()
+    assert np.isfinite(predictions["log_rates"]).all()
+    train.categorical["choice"][:20] = 1
+    train.categorical["choice"][20] = 0  # once: cannot be cross-validated
+    np.testing.assert_array_equal(linear_baseline(train, test)["choice"], np.tile([0, 1], (60, 1)))
+
+
+def test_silent_units_and_sessions_without_behavior_still_have_finite_rates(session):
+    train, test, _ = session
+    counts = train.spike_counts.copy()
+    counts[..., 5] = 0
+    nothing = {"continuous": {}, "categorical": {}, "classes": {}}
+    predictions = linear_baseline(replace(train, spike_counts=counts, **nothing), replace(test, **nothing))
+    assert predictions.keys() == {"log_rates"} and np.isfinite(predictions["log_rates"]).all()
+    silent = linear_baseline(replace(train, spike_counts=np.zeros_like(counts)), test)
+    assert all(np.isfinite(values).all() for values in silent.values())
+
+
+def test_too_few_training_trials_are_an_error_that_names_the_session():
+    with pytest.raises(NEDSError, match="made-up: the linear baseline needs 5 training trials, found 3"):
+        linear_baseline(simulated(3)[0], simulated(3)[0])
+
+
+@pytest.mark.skipif(not DY016.exists(), reason="the shared recordings are not here")
+def test_on_a_real_recording_the_baseline_reaches_what_simple_models_are_known_to_reach():
+    with np.load(DY016) as arrays:
+        arrays = dict(arrays)
+    counts = arrays["spike_counts"]
+    counts = counts[..., counts.mean((0, 1)) > 2 * 0.02]
+    order = np.random.default_rng(0).permutation(len(counts))
+
+    def trials(rows):
+        return SessionTrials(
+            session="DY_016",
+            trial_index=arrays["trial_index"][rows],
+            spike_counts=counts[rows],
+            continuous={name: arrays[name][rows] for name in ("wheel_speed", "whisker_motion_energy")},
+            categorical={
+                "choice": (arrays["choice"][rows] > 0).astype(int),
+                "block": np.digitize(arrays["probability_left"][rows], [0.35, 0.65]),
+            },
+            classes={"choice": ("right", "left"), "block": ("0.2", "0.5", "0.8")},
+        )
+
+    num_train = round(0.8 * len(counts))
+    test = trials(order[num_train:])
+    predictions = linear_baseline(trials(order[:num_train]), test)
+    # Known: 0.643, 0.528, 0.81, 0.81, 0.115; 59 test trials leave a standard error near 0.05.
+    assert functional.r2(predictions["wheel_speed"], test.continuous["wheel_speed"]) > 0.58
+    whisker = "whisker_motion_energy"
+    assert functional.r2(predictions[whisker], test.continuous[whisker]) > 0.45
+    for name in ("choice", "block"):
+        assert functional.accuracy(predictions[name].argmax(1), test.categorical[name]) > 0.76
+    assert functional.bits_per_spike(predictions["log_rates"], test.spike_counts).mean() > 0.11
