@@ -36,7 +36,8 @@ def open_local(cache_dir: str | Path):
     """A ONE object on a folder of ALF sessions; its cache tables are made where it has none.
 
     The folder holds `<lab>/Subjects/<subject>/<date>/<number>/alf/...`. Where the tables exist they are used
-    as they are, so that sessions downloaded from a server keep their ids.
+    as they are, so that sessions downloaded from a server keep their ids; tables made here do not know of
+    sessions added later, until they are deleted.
 
     Raises:
         NEDSError: No such folder, no session in it, tables that cannot be written, or ONE is not installed.
@@ -281,6 +282,10 @@ def _read_trials(datasets: _SessionDatasets, align_event: str) -> tuple[pd.DataF
     lengths = {name: values.shape for name, values in trials.items()}
     if len(set(lengths.values())) > 1:
         raise NEDSError(f"{datasets.session}: columns of the trials differ in length: {lengths}")
+    choice = trials["choice"]
+    if not np.isin(choice[np.isfinite(choice)], (-1, 0, 1)).all():
+        values = np.unique(choice).tolist()
+        raise NEDSError(f"{datasets.session}: choices of trials must be -1, 0 or 1, but are {values}")
     return pd.DataFrame(trials), task
 
 
@@ -295,18 +300,12 @@ def filter_trials(trials: pd.DataFrame, options: ConversionOptions) -> tuple[np.
 
     Returns:
         (trials,) bool, True to keep; and reason to number of trials.
-
-    Raises:
-        NEDSError: A choice other than -1, 0, 1.
     """
-    choice = trials["choice"].to_numpy(float)
-    if not np.isin(choice[np.isfinite(choice)], (-1, 0, 1)).all():
-        raise NEDSError(f"choices must be -1, 0 or 1, but are {np.unique(choice).tolist()}")
     reaction_time_s = (trials["firstMovement_times"] - trials["stimOn_times"]).to_numpy(float)
     shortest_s, longest_s = options.reaction_time_s
     reasons = {
         "missing event": trials[[*TRIAL_EVENTS, options.align_event]].isna().any(axis=1).to_numpy(),
-        "no choice": ~np.isin(choice, (-1, 1)),
+        "no choice": ~trials["choice"].isin((-1, 1)).to_numpy(),
         "reaction time": ~((reaction_time_s >= shortest_s) & (reaction_time_s <= longest_s)),
     }
     keep = np.ones(len(trials), dtype=bool)
