@@ -62,7 +62,7 @@ def test_reaction_times_outside_the_limits_drop_trials_where_the_file_has_them(t
     path = write(tmp_path / "a.npz", reaction_time_s=np.array([0.05, 0.3, np.nan]))
     recording = read_arrays(path, OPTIONS)
     np.testing.assert_array_equal(recording.trial_index, [5])
-    assert recording.dropped_trials == {"reaction time outside 0.08-2 s": 2}
+    assert recording.dropped_trials == {"reaction time": 2}
     assert has_reaction_times(path) and not has_reaction_times(write(tmp_path / "b.npz"))
 
 

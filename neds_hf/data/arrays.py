@@ -72,9 +72,7 @@ def read_arrays(
     if "reaction_time_s" in arrays:
         low, high = options.reaction_time_s
         reaction_time = _array(path, arrays, "reaction_time_s", shape[:1])
-        drops[f"reaction time outside {low:g}-{high:g} s"] = ~(
-            (reaction_time >= low) & (reaction_time <= high)
-        )
+        drops["reaction time"] = ~((reaction_time >= low) & (reaction_time <= high))
     kept = np.ones(shape[0], bool)
     dropped = {}
     for reason, drop in drops.items():

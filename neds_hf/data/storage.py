@@ -376,6 +376,9 @@ def _check_fits_dataset(recording: Recording, options: ConversionOptions, behavi
             f"{recording.session}: {found[0]} bins of {found[1]} s, {found[2]} s around {found[3]}; all sessions "
             f"of this dataset have {asked[0]} bins of {asked[1]} s, {asked[2]} s around {asked[3]}"
         )
+    for name, values in recording.continuous.items():
+        if not np.isfinite(values[~np.isnan(values).all(axis=1)]).all():
+            raise NEDSError(f"{recording.session}: {name} has a trial that is missing in part")
     for name, classes in {**dict.fromkeys(recording.continuous), **recording.classes}.items():
         if behaviors.get(name, "no column") != classes:
             raise NEDSError(

@@ -1,0 +1,160 @@
+"""``neds build``: recordings to a dataset folder of Parquet files."""
+
+import argparse
+import os
+from functools import partial
+from pathlib import Path
+
+from neds_hf.data.arrays import array_sources, has_reaction_times
+from neds_hf.data.builder import BEHAVIORS, one_sources, open_openalyx
+from neds_hf.data.schema import ConversionOptions
+from neds_hf.data.storage import convert, summary
+from neds_hf.errors import NEDSError
+
+REPEATED_SITE = "repeated-site"
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parser().parse_args(argv)
+    given = {
+        "align_event": args.align_event,
+        "window_s": args.window and tuple(args.window),
+        "bin_size_s": args.bin_size,
+        "reaction_time_s": args.reaction_time and tuple(args.reaction_time),
+        "min_rate_hz": args.min_rate,
+        "split": args.split,
+        "seed": args.seed,
+    }
+    options = ConversionOptions(**{name: value for name, value in given.items() if value is not None})
+    held_out = read_ids(args.held_out) if args.held_out else []
+    sessions = read_ids(args.sessions) if args.sessions else None
+    if args.cache_dir and not args.eids:
+        raise NEDSError("--cache-dir is for --eids")
+
+    if args.arrays:
+        if args.window or args.bin_size or args.align_event:
+            raise NEDSError(
+                "--window, --bin-size and --align-event do not apply to --arrays: their bins are made"
+            )
+        if args.reaction_time and (without := [f for f in args.arrays if not has_reaction_times(f)]):
+            raise NEDSError(f"{without[0]}: --reaction-time needs an array 'reaction_time_s' in the file")
+        sources, options, behaviors = array_sources(args.arrays, options, args.behaviors)
+        if sessions is not None:
+            there = {source.session for source in sources}
+            if missing := [session for session in sessions if session not in there]:
+                raise NEDSError(f"{args.sessions}: session {missing[0]} is in none of the files")
+            sources = [source for source in sources if source.session in sessions]
+    else:
+        if args.behaviors:
+            raise NEDSError(f"--behaviors is for --arrays; ALF sessions give {', '.join(BEHAVIORS)}")
+        behaviors = BEHAVIORS
+        if args.alf:
+            from neds_hf.data.alf import open_local
+
+            open_one = partial(open_local, args.alf)
+        else:
+            open_one = partial(open_openalyx, args.cache_dir)
+            eids, held_out = eids_and_held_out(args.eids, held_out)
+            sessions = eids if sessions is None else [eid for eid in eids if eid in sessions]
+        sources = one_sources(open_one, options, sessions)
+
+    counts = convert(args.out, sources, options, behaviors, held_out, args.workers)
+    print(", ".join(f"{number} {what}" for what, number in counts.items()))
+    print(summary(args.out))
+
+
+def eids_and_held_out(eids: str, held_out: list[str]) -> tuple[list[str], list[str]]:
+    """Session ids of ``--eids`` and of ``--held-out``, which the paper's own sessions bring along."""
+    if eids != REPEATED_SITE:
+        return read_ids(Path(eids)), held_out
+    from neds_hf.data.alf import repeated_site_sessions
+
+    paper = repeated_site_sessions()
+    return [*paper["pretrain"], *paper["held_out"]], held_out or paper["held_out"]
+
+
+def read_ids(path: Path) -> list[str]:
+    """Session ids of a text file, one a line."""
+    try:
+        ids = path.read_text().split()
+    except (OSError, UnicodeDecodeError) as error:
+        raise NEDSError(f"{path}: expected a text file with a session id a line ({error})") from None
+    if not ids:
+        raise NEDSError(f"{path}: no session id in it, expected one a line")
+    return ids
+
+
+def parser() -> argparse.ArgumentParser:
+    default = ConversionOptions()
+    parser = argparse.ArgumentParser(
+        prog="neds build",
+        description="Convert recordings to Parquet files with a card: a folder that datasets.load_dataset loads. "
+        "Run it again to resume, or to add sessions.",
+    )
+    parser.add_argument("out", type=Path, metavar="OUT", help="dataset folder to write")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--alf", type=Path, metavar="CACHE", help="folder of a ONE cache with ALF sessions")
+    source.add_argument(
+        "--arrays", type=Path, nargs="+", metavar="FILE", help=".npz trial arrays, one a session"
+    )
+    source.add_argument(
+        "--eids",
+        nargs="?",
+        const=REPEATED_SITE,
+        metavar="FILE",
+        help="sessions of the public IBL server, by a file with an id a line; 'repeated-site' (or nothing): the "
+        "paper's 84, with its held-out ones",
+    )
+    parser.add_argument(
+        "--window",
+        type=float,
+        nargs=2,
+        metavar=("START", "END"),
+        help=f"trial around the event, in s (default {default.window_s[0]:g} {default.window_s[1]:g})",
+    )
+    parser.add_argument(
+        "--bin-size", type=float, metavar="S", help=f"bin width in s (default {default.bin_size_s:g})"
+    )
+    parser.add_argument(
+        "--align-event", metavar="NAME", help=f"trial event at time zero (default {default.align_event})"
+    )
+    parser.add_argument(
+        "--min-rate",
+        type=float,
+        metavar="HZ",
+        help=f"drop units that fire less over the training trials (default {default.min_rate_hz:g})",
+    )
+    parser.add_argument(
+        "--reaction-time",
+        type=float,
+        nargs=2,
+        metavar=("LO", "HI"),
+        help="drop trials with a reaction time outside, in s "
+        f"(default {default.reaction_time_s[0]:g} {default.reaction_time_s[1]:g}; arrays: where the file has it)",
+    )
+    parser.add_argument(
+        "--split",
+        choices=("random", "blocked"),
+        help=f"of trials into 70/10/20 %% train/validation/test (default {default.split}; "
+        "blocked: contiguous in time)",
+    )
+    parser.add_argument("--seed", type=int, help=f"changes the random split (default {default.seed})")
+    parser.add_argument(
+        "--behaviors", nargs="+", metavar="NAME", help="further arrays to take as behaviours (with --arrays)"
+    )
+    parser.add_argument(
+        "--held-out",
+        type=Path,
+        metavar="FILE",
+        help="session ids, one a line, of the config 'held_out'; the others form 'pretrain'",
+    )
+    parser.add_argument(
+        "--sessions", type=Path, metavar="FILE", help="convert only these session ids, one a line"
+    )
+    parser.add_argument(
+        "--workers", type=int, default=os.cpu_count(), metavar="N", help="processes (default: one a CPU)"
+    )
+    parser.add_argument(
+        "--cache-dir", type=Path, metavar="DIR", help="where --eids downloads to (default: ONE's own)"
+    )
+    return parser

@@ -1,0 +1,199 @@
+"""Sessions of a ONE cache as a dataset: for ``neds build``, and as ``load_dataset("ibl_repeated_site")``."""
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from datasets import ArrowBasedBuilder, BuilderConfig, DatasetInfo, Features, SplitGenerator
+from datasets.builder import Key
+
+from neds_hf.data.schema import (
+    CONFIGS,
+    IBL_BEHAVIORS,
+    IBL_CLASSES,
+    SESSION_FEATURES,
+    SPLITS,
+    UNIT_FEATURES,
+    ConversionOptions,
+    Recording,
+    trial_features,
+)
+from neds_hf.data.storage import Behaviors, Source, convert, trial_files
+from neds_hf.errors import NEDSError
+
+if TYPE_CHECKING:
+    from one.api import One
+
+BEHAVIORS: Behaviors = {name: IBL_CLASSES.get(name) for name in IBL_BEHAVIORS}
+
+
+def one_sources(
+    open_one: Callable[[], "One"], options: ConversionOptions, sessions: Iterable[str] | None = None
+) -> list[Source]:
+    """Sessions (default: all) of a ONE cache, for `storage.convert`.
+
+    A session that is asked for but not there fails only when it is read, and so is counted as dropped.
+
+    Args:
+        open_one: Opens the cache; must be picklable, as every process opens its own.
+
+    Raises:
+        NEDSError: There is no session.
+    """
+    from neds_hf.data.alf import list_sessions
+
+    one = open_one()
+    there = list_sessions(one)
+    sessions = there if sessions is None else list(sessions)
+    if not sessions:
+        raise NEDSError(f"{one.cache_dir}: no session with trials and sorted spikes")
+    return [
+        Source(
+            session=session,
+            fingerprint=_session_fingerprint(one, session) if session in there else "not in the cache",
+            read=partial(_read, open_one, session, options),
+        )
+        for session in sessions
+    ]
+
+
+def open_openalyx(cache_dir: Path | None) -> "One":
+    """The public IBL server, downloading into `cache_dir` (default: ONE's own folder).
+
+    Raises:
+        NEDSError: The server cannot be reached.
+    """
+    from one.api import ONE
+
+    url = "https://openalyx.internationalbrainlab.org"
+    try:
+        return ONE(
+            base_url=url, username="intbrainlab", password="international", silent=True, cache_dir=cache_dir
+        )
+    except OSError as error:
+        raise NEDSError(f"{url}: the server cannot be reached ({' '.join(str(error).split())})") from None
+
+
+def _read(open_one: Callable[[], "One"], session: str, options: ConversionOptions) -> Recording:
+    from neds_hf.data.alf import read_session
+
+    try:
+        return read_session(open_one(), session, options)
+    except OSError as error:
+        raise NEDSError(f"{session}: cannot be read ({error})") from None
+
+
+def _session_fingerprint(one: "One", session: str) -> str:
+    """Of the files on disk, or of the server's table of datasets where they still have to be downloaded."""
+    if one.offline:
+        return fingerprint(one.eid2path(session))
+    table = one.list_datasets(session, details=True)
+    return hashlib.sha256(table[["rel_path", "file_size", "hash"]].to_csv().encode()).hexdigest()
+
+
+def fingerprint(folder: Path) -> str:
+    """Changes whenever a file below the folder is added, removed, resized or written."""
+    files = sorted(path for path in Path(folder).rglob("*") if path.is_file() and path.name[0] != ".")
+    stats = [(file.relative_to(folder).as_posix(), file.stat()) for file in files]
+    lines = [f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in stats]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+@dataclass
+class IBLConfig(BuilderConfig):
+    """Which table, and how recordings become trials (see `ConversionOptions`).
+
+    `trial_split` is the option `split`, a name that `load_dataset` takes for itself.
+    """
+
+    version: str = "1.0.0"
+    align_event: str = ConversionOptions.align_event
+    window_s: tuple[float, float] = ConversionOptions.window_s
+    bin_size_s: float = ConversionOptions.bin_size_s
+    min_rate_hz: float = ConversionOptions.min_rate_hz
+    reaction_time_s: tuple[float, float] = ConversionOptions.reaction_time_s
+    trial_split: str = ConversionOptions.split
+    seed: int = ConversionOptions.seed
+
+    @property
+    def options(self) -> ConversionOptions:
+        return ConversionOptions(
+            align_event=self.align_event,
+            window_s=tuple(self.window_s),
+            bin_size_s=self.bin_size_s,
+            min_rate_hz=self.min_rate_hz,
+            reaction_time_s=tuple(self.reaction_time_s),
+            split=self.trial_split,
+            seed=self.seed,
+        )
+
+
+class IBLRepeatedSite(ArrowBasedBuilder):
+    """``load_dataset("ibl_repeated_site", name, data_dir=ONE_CACHE, **options)``.
+
+    Configs: `trials` (default), `units` and `sessions` of all sessions of the cache; `pretrain` and `held_out`,
+    the trials of the paper's 74 and 10 sessions, as far as they are there. The cache is converted once per set
+    of options, in `num_proc` processes, and again when its files have changed.
+    """
+
+    BUILDER_CONFIG_CLASS = IBLConfig
+    BUILDER_CONFIGS = [IBLConfig(name=name) for name in (*CONFIGS, "pretrain", "held_out")]  # noqa: RUF012
+    DEFAULT_CONFIG_NAME = "trials"
+
+    def __init__(
+        self, *args, data_dir: str | None = None, data_files=None, hash: str | None = None, **kwargs
+    ):
+        # `load_dataset` lists the files itself, by patterns that miss some: `data_files` is left aside.
+        if data_dir is None:
+            raise NEDSError('ibl_repeated_site needs data_dir="...", the folder of a ONE cache')
+        from neds_hf.data.alf import open_local
+
+        data_dir = str(Path(data_dir).expanduser().resolve())
+        open_local(data_dir)  # makes the cache tables where there are none: they are part of the fingerprint
+        # The hash names the prepared tables in the cache: it must follow the files, or stale ones are served.
+        hash = hashlib.sha256(f"{hash} {fingerprint(data_dir)}".encode()).hexdigest()
+        super().__init__(*args, data_dir=data_dir, hash=hash, **kwargs)
+
+    def _info(self) -> DatasetInfo:
+        return DatasetInfo(features=self._features())
+
+    def _features(self) -> Features:
+        if self.config.name == "units":
+            return UNIT_FEATURES
+        if self.config.name == "sessions":
+            return SESSION_FEATURES
+        continuous = [name for name, classes in BEHAVIORS.items() if classes is None]
+        return trial_features(continuous, IBL_CLASSES)
+
+    def _split_generators(self, dl_manager) -> list[SplitGenerator]:
+        from neds_hf.data.alf import list_sessions, open_local, repeated_site_sessions
+
+        name, options = self.config.name, self.config.options
+        open_one = partial(open_local, self.config.data_dir)
+        sessions = list_sessions(open_one())
+        if name in ("pretrain", "held_out"):
+            named = repeated_site_sessions()[name]
+            if not (sessions := [session for session in sessions if session in named]):
+                raise NEDSError(
+                    f"{self.config.data_dir}: none of the {len(named)} sessions of {name!r} is there"
+                )
+        digest = hashlib.sha256(f"{self.hash} {options}".encode()).hexdigest()
+        out = Path(self._cache_dir_root) / self.dataset_name / "converted" / digest[:16]
+        workers = dl_manager.download_config.num_proc or 1
+        convert(out, one_sources(open_one, options, sessions), options, BEHAVIORS, workers=workers)
+        if name in ("units", "sessions"):
+            files = {"train": [file for s in sessions if (file := out / name / f"{s}.parquet").exists()]}
+        else:
+            files = {split: trial_files(out, split, sessions) for split in SPLITS}
+        return [SplitGenerator(name=split, gen_kwargs={"files": paths}) for split, paths in files.items()]
+
+    def _generate_tables(self, files: list[Path]) -> Iterator[tuple[Key, pa.Table]]:
+        for file_index, file in enumerate(files):
+            parquet = pq.ParquetFile(file)
+            for group in range(parquet.num_row_groups):
+                yield Key(file_index, group), parquet.read_row_group(group)

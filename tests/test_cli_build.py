@@ -1,0 +1,306 @@
+"""`neds build`: every flag, its errors and its exit status."""
+
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from tiny_alf import write_session
+
+from neds_hf.cli import build
+from neds_hf.cli.main import run
+from neds_hf.data.alf import list_sessions, open_local, repeated_site_sessions
+from neds_hf.data.storage import summary
+from neds_hf.errors import NEDSError
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+needs_recordings = pytest.mark.skipif(
+    not SHARED.exists(), reason="the folder of real recordings is not beside the project"
+)
+
+
+@pytest.fixture
+def cache(tmp_path):
+    """A ONE cache of two sessions."""
+    for subject in ("mouse_a", "mouse_b"):
+        write_session(tmp_path / "one", subject)
+    return tmp_path / "one"
+
+
+@pytest.fixture
+def arrays(tmp_path):
+    """Trial arrays of two sessions: 20 trials, 4 bins of 0.1 s, 3 units of which the last is silent."""
+    files = []
+    for session in ("s1", "s2"):
+        rng = np.random.default_rng(len(files))
+        counts = rng.poisson(1.0, (20, 4, 3)).astype(np.uint8)
+        counts[:, :, 2] = 0
+        meta = {"session": session, "bin_size_s": 0.1, "align_event": "go", "window_s": [0.0, 0.4]}
+        files.append(tmp_path / f"{session}.npz")
+        np.savez(
+            files[-1],
+            meta=json.dumps(meta),
+            spike_counts=counts,
+            wheel_speed=rng.random((20, 4)),
+            odor=np.resize(["a", "b"], 20),
+            reaction_time_s=np.linspace(0.1, 0.48, 20),
+        )
+    return files
+
+
+def sessions(out: Path) -> list[dict]:
+    return [row for file in sorted((out / "sessions").glob("*")) for row in pq.read_table(file).to_pylist()]
+
+
+def trials(out: Path, split: str) -> list[dict]:
+    return [
+        row for file in sorted((out / "trials" / split).glob("*")) for row in pq.read_table(file).to_pylist()
+    ]
+
+
+def configs(out: Path) -> dict[str, list]:
+    header = yaml.safe_load((out / "README.md").read_text().split("---\n")[1])
+    return {config["config_name"]: config["data_files"] for config in header["configs"]}
+
+
+def test_alf_sessions_of_a_folder_are_converted_and_summed_up(cache, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert run("build", [str(out), "--alf", str(cache), "--workers", "1"]) == 0
+    assert capsys.readouterr().out == "0 unchanged, 2 converted\n" + summary(out) + "\n"
+    assert summary(out).splitlines() == [
+        "sessions: 2 kept, 0 dropped",
+        "trials: 24 kept (18 train, 2 validation, 4 test)",
+        "units: 4 kept",
+        "  2 dropped: rate below 2 Hz",
+    ]
+    assert {row["subject"] for row in sessions(out)} == {"mouse_a", "mouse_b"}
+    assert run("build", [str(out), "--alf", str(cache)]) == 0
+    assert capsys.readouterr().out.startswith("2 unchanged\n")
+
+
+def test_window_bin_event_and_reaction_time_reach_alf_sessions(cache, tmp_path):
+    out = tmp_path / "out"
+    options = "--window -0.2 0.4 --bin-size 0.05 --align-event firstMovement_times --workers 1".split()
+    assert run("build", [str(out), "--alf", str(cache), *options]) == 0
+    row = sessions(out)[0]
+    assert (row["window_start_s"], row["window_end_s"], row["bin_size_s"]) == (-0.2, 0.4, 0.05)
+    assert (row["align_event"], row["num_bins"]) == ("firstMovement_times", 12)
+    # All reaction times are 0.3 s.
+    none = [str(tmp_path / "none"), "--alf", str(cache), "--reaction-time", "0.4", "1", "--workers", "1"]
+    assert run("build", none) == 2
+
+
+def test_min_rate_keeps_silent_units_at_zero(arrays, tmp_path):
+    for rate, kept in (("0", 3), ("2", 2)):
+        out = tmp_path / rate
+        assert (
+            run("build", [str(out), "--arrays", *map(str, arrays), "--min-rate", rate, "--workers", "1"]) == 0
+        )
+        assert [row["num_units"] for row in sessions(out)] == [kept, kept]
+
+
+def test_split_and_seed_choose_the_trials(arrays, tmp_path):
+    def test_trials(name: str, *options: str) -> list[int]:
+        assert run("build", [str(tmp_path / name), "--arrays", str(arrays[0]), *options]) == 0
+        return [row["trial_index"] for row in trials(tmp_path / name, "test")]
+
+    assert test_trials("blocked", "--split", "blocked") == [16, 17, 18, 19]
+    default = test_trials("default")
+    assert (
+        test_trials("random", "--split", "random", "--seed", "0")
+        == default
+        != test_trials("1", "--seed", "1")
+    )
+
+
+def test_named_behaviors_of_arrays_become_columns(arrays, tmp_path):
+    out = tmp_path / "out"
+    assert (
+        run("build", [str(out), "--workers", "1", "--behaviors", "odor", "--arrays", *map(str, arrays)]) == 0
+    )
+    assert set(trials(out, "test")[0]) == {
+        "session",
+        "trial_index",
+        "num_units",
+        "spike_counts",
+        "wheel_speed",
+        "odor",
+    }
+
+
+def test_reaction_times_of_arrays_drop_trials(arrays, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert run("build", [str(out), "--arrays", str(arrays[0]), "--reaction-time", "0.15", "0.4"]) == 0
+    assert "trials: 13 kept" in capsys.readouterr().out
+    assert json.loads(sessions(out)[0]["dropped_trials"]) == {"reaction time": 7}
+
+
+def test_sessions_limits_the_conversion_to_a_list(arrays, cache, tmp_path, capsys):
+    listed = tmp_path / "ids.txt"
+    listed.write_text("s2\n")
+    out = tmp_path / "out"
+    assert run("build", [str(out), "--arrays", *map(str, arrays), "--sessions", str(listed)]) == 0
+    assert [row["session"] for row in sessions(out)] == ["s2"]
+    listed.write_text("s3\n")
+    assert run("build", [str(out), "--arrays", *map(str, arrays), "--sessions", str(listed)]) == 2
+    assert "session s3 is in none of the files" in capsys.readouterr().err
+    eid = list_sessions(open_local(cache))[1]
+    listed.write_text(f"{eid}\n00000000-0000-0000-0000-000000000000\n")
+    out = tmp_path / "alf"
+    assert run("build", [str(out), "--alf", str(cache), "--sessions", str(listed), "--workers", "1"]) == 0
+    assert [row["session"] for row in sessions(out)] == [eid]
+    assert list(json.loads((out / "dropped_sessions.json").read_text())) == [
+        "00000000-0000-0000-0000-000000000000"
+    ]
+
+
+def test_held_out_sessions_make_two_more_configs(arrays, tmp_path):
+    listed = tmp_path / "ids.txt"
+    listed.write_text("s2\n")
+    out = tmp_path / "out"
+    options = ["--workers", "1", "--held-out", str(listed)]
+    assert run("build", [str(out), "--arrays", *map(str, arrays), *options]) == 0
+    files = configs(out)
+    assert list(files) == ["trials", "units", "sessions", "pretrain", "held_out"]
+    assert files["pretrain"][0] == {"split": "train", "path": ["trials/train/s1.parquet"]}
+    assert files["held_out"][2] == {"split": "test", "path": ["trials/test/s2.parquet"]}
+
+
+def test_two_workers_write_what_one_writes(arrays, tmp_path):
+    for workers in ("1", "2"):
+        assert (
+            run("build", [str(tmp_path / workers), "--arrays", *map(str, arrays), "--workers", workers]) == 0
+        )
+    one, two = (sorted((tmp_path / folder).rglob("*.parquet")) for folder in "12")
+    assert len(one) == 2 * 5
+    assert [file.read_bytes() for file in one] == [file.read_bytes() for file in two]
+
+
+def test_eids_differ_from_a_folder_in_the_one_object_only(cache, tmp_path, monkeypatch):
+    monkeypatch.setattr(build, "open_openalyx", open_local)  # the server's part cannot run offline
+    eids = tmp_path / "eids.txt"
+    eids.write_text("\n".join(list_sessions(open_local(cache))))
+    out = tmp_path / "out"
+    assert run("build", [str(out), "--eids", str(eids), "--cache-dir", str(cache), "--workers", "1"]) == 0
+    assert [row["session"] for row in sessions(out)] == eids.read_text().split()
+
+
+def test_the_word_repeated_site_means_the_papers_sessions(tmp_path):
+    paper = repeated_site_sessions()
+    everything = [*paper["pretrain"], *paper["held_out"]]
+    assert build.eids_and_held_out("repeated-site", []) == (everything, paper["held_out"])
+    assert build.eids_and_held_out("repeated-site", ["x"]) == (everything, ["x"])
+    (tmp_path / "ids.txt").write_text("a b\nc")
+    assert build.eids_and_held_out(str(tmp_path / "ids.txt"), []) == (["a", "b", "c"], [])
+    assert build.parser().parse_args(["out", "--eids"]).eids == "repeated-site"
+
+
+def test_without_a_network_eids_end_in_one_clear_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")  # nothing listens there
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert run("build", [str(tmp_path / "out"), "--eids", "--cache-dir", str(tmp_path / "cache")]) == 2
+    error = capsys.readouterr().err
+    assert "openalyx.internationalbrainlab.org: the server cannot be reached" in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--arrays", "s1.npz", "--window", "0", "1"], "do not apply to --arrays"),
+        (["--arrays", "s1.npz", "--bin-size", "0.1"], "do not apply to --arrays"),
+        (["--arrays", "s1.npz", "--align-event", "go"], "do not apply to --arrays"),
+        (["--arrays", "s1.npz", "--cache-dir", "x"], "--cache-dir is for --eids"),
+        (["--arrays", "none.npz"], "none.npz: no such file"),
+        (["--alf", "one", "--behaviors", "pupil"], "--behaviors is for --arrays"),
+        (["--alf", "nowhere"], "nowhere: no such folder"),
+        (["--alf", "one", "--window", "1", "0"], "window (1.0, 0.0) s with bins of 0.02 s is empty"),
+        (
+            ["--alf", "one", "--sessions", "none.txt"],
+            "none.txt: expected a text file with a session id a line",
+        ),
+        (["--alf", "one", "--held-out", "empty.txt"], "empty.txt: no session id in it"),
+    ],
+)
+def test_flags_that_do_not_fit_end_in_status_2(
+    arrays, cache, tmp_path, monkeypatch, capsys, options, message
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty.txt").write_text("\n")
+    assert run("build", ["out", *options]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_when_no_session_converts_the_status_is_2_and_reasons_are_printed(arrays, tmp_path, capsys):
+    assert run("build", [str(tmp_path / "out"), "--arrays", str(arrays[0]), "--min-rate", "1000"]) == 2
+    assert "s1: none of 3 units reaches 1000 Hz" in capsys.readouterr().err
+
+
+def test_help_names_every_flag(capsys):
+    with pytest.raises(SystemExit) as stop:
+        build.main(["--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    flags = "alf arrays eids window bin-size align-event min-rate reaction-time split seed behaviors held-out"
+    for flag in (*flags.split(), "sessions", "workers", "cache-dir"):
+        assert f"--{flag} " in text
+
+
+def test_the_example_file_runs_the_command(arrays, tmp_path, monkeypatch):
+    example = Path(__file__).parents[1] / "examples" / "build.py"
+    monkeypatch.setattr(sys, "argv", ["build.py", str(tmp_path / "out"), "--arrays", str(arrays[0])])
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_path(str(example), run_name="__main__")
+    assert stop.value.code == 0
+    assert len(sessions(tmp_path / "out")) == 1
+
+
+@needs_recordings
+def test_real_arrays_of_dy016_convert_with_their_pupil(tmp_path):
+    out = tmp_path / "out"
+    file = SHARED / "data/ibl_dy016/dy016.npz"
+    assert run("build", [str(out), "--arrays", str(file), "--behaviors", "pupil_diameter"]) == 0
+    (row,) = sessions(out)
+    assert (row["num_units"], row["train_trials"], row["validation_trials"], row["test_trials"]) == (
+        222,
+        206,
+        29,
+        59,
+    )
+    with np.load(file) as original:
+        rows = dict(zip(original["trial_index"], original["pupil_diameter"]))
+    for trial in trials(out, "test"):
+        np.testing.assert_array_equal(np.float32(trial["pupil_diameter"]), rows[trial["trial_index"]])
+
+
+@needs_recordings
+def test_the_alf_excerpt_gives_the_published_counts_and_wheel_speed(tmp_path):
+    import shutil
+
+    cache, out = tmp_path / "one", tmp_path / "out"
+    shutil.copytree(SHARED / "data/alf_excerpt", cache, copy_function=shutil.copyfile)
+    options = "--reaction-time 0 10 --min-rate 0".split()
+    assert run("build", [str(out), "--alf", str(cache), *options]) == 0
+    rows = sorted(
+        (row for s in ("train", "validation", "test") for row in trials(out, s)),
+        key=lambda r: r["trial_index"],
+    )
+    with np.load(SHARED / "reference/alf_excerpt_binned.npz") as reference:
+        kept = np.flatnonzero(reference["trial_ok"])
+        assert [row["trial_index"] for row in rows] == kept.tolist()
+        counts = np.array([row["spike_counts"] for row in rows]).reshape(len(rows), 100, -1)
+        np.testing.assert_array_equal(counts[:, :, reference["cluster_ids"]], reference["spike_counts"][kept])
+        ok = reference["wheel_ok"][kept]
+        wheel = np.array([row["wheel_speed"] for row, good in zip(rows, ok) if good])
+        np.testing.assert_allclose(wheel, reference["wheel_speed"][kept][ok], atol=1e-4)
+
+
+def test_read_ids_refuses_a_file_that_is_not_text(tmp_path):
+    (tmp_path / "ids").write_bytes(b"\xff\xfe\xff")
+    with pytest.raises(NEDSError, match="ids: expected a text file"):
+        build.read_ids(tmp_path / "ids")
