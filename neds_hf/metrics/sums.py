@@ -58,6 +58,11 @@ class SessionSums:
             raise ValueError(f"the sums are {np.shape(values)}, expected {self._vector.shape}")
         self._vector[:] = values
 
+    @property
+    def num_trials(self) -> int:
+        """Trials whose spikes were added."""
+        return int(self._sums["trials"])
+
     def add_spikes(self, log_rates: np.ndarray, spike_counts: np.ndarray) -> None:
         """Add trials: ln expected counts per bin and counts, both (B, T, N)."""
         self._require_shape("log_rates", log_rates, (len(spike_counts), *self.shape))
@@ -104,7 +109,7 @@ class SessionSums:
 
             What the data do not define is NaN. Predictions that are not finite also make `mean` NaN.
         """
-        num_bins = int(self._sums["trials"]) * self.shape[0]
+        num_bins = self.num_trials * self.shape[0]
         num_spikes = self._sums["psth"].sum(0)
         spiking = num_spikes > 0
         bits = bits_from_sums(self._sums["log_likelihood"], num_spikes, num_bins)
@@ -113,7 +118,7 @@ class SessionSums:
         if null_rates is not None:
             bits = bits_from_sums(self._sums["log_likelihood"], num_spikes, num_bins, null_rates)
             metrics["bits_per_spike_train_null"] = _mean(bits[spiking & (np.asarray(null_rates) > 0)])
-        trials = max(float(self._sums["trials"]), 1.0)
+        trials = max(self.num_trials, 1)
         psth = self._sums["psth"] / trials
         metrics["psth_r2"] = _mean(
             psth_r2_from_means(self._sums["predicted_psth"] / trials, psth)[np.ptp(psth, axis=0) > 0]

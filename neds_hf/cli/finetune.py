@@ -1,0 +1,47 @@
+"""``neds finetune``: adapt a model to new animals."""
+
+import sys
+from dataclasses import dataclass, field
+
+from transformers import HfArgumentParser, set_seed
+
+from neds_hf.errors import NEDSError
+from neds_hf.training.arguments import NEDSTrainingArguments
+from neds_hf.training.console import print_scores
+from neds_hf.training.fit import check_run_folder, configuration_of, fit
+from neds_hf.training.sessions import STRATEGIES, add_sessions, freeze, load_model, open_recordings
+
+
+@dataclass
+class FinetuneArguments:
+    """Which model, on which animals."""
+
+    model: str = field(metadata={"help": "Model folder, or a model id on the Hub."})
+    dataset: str = field(metadata={"help": "Folder written by `neds build`, or a dataset id on the Hub."})
+    session: list[str] = field(metadata={"help": "Sessions to adapt to; new ones are added to the model."})
+    strategy: str = field(
+        default="full",
+        metadata={
+            "help": "full: all weights. session: only the rows of units and the embeddings of sessions.",
+            "choices": list(STRATEGIES),
+        },
+    )
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = HfArgumentParser(
+        (FinetuneArguments, NEDSTrainingArguments), prog="neds finetune", description=__doc__
+    )
+    arguments, args = parser.parse_args_into_dataclasses(args=sys.argv[1:] if argv is None else argv)
+    check_run_folder(args)
+    if not arguments.session:
+        raise NEDSError("--session needs at least one session id")
+    recordings = open_recordings(arguments.dataset).only(arguments.session)
+    set_seed(args.seed)
+    model, processor = load_model(arguments.model)
+    add_sessions(model, processor, recordings)
+    freeze(model, arguments.strategy)
+    configuration = configuration_of(
+        args, recordings, command="finetune", model=arguments.model, strategy=arguments.strategy
+    )
+    print_scores(fit(model, processor, recordings, args, configuration))

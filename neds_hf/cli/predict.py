@@ -1,0 +1,113 @@
+"""``neds predict``: write predicted spikes or behaviours of one session."""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+from torch.utils.data import DataLoader
+
+from neds_hf.data.arrays import read_arrays
+from neds_hf.data.schema import IBL_BEHAVIORS, SPLITS, ConversionOptions
+from neds_hf.errors import NEDSError
+from neds_hf.models import NEDSProcessor
+from neds_hf.training.fit import split_loader
+from neds_hf.training.inference import TASKS, predict
+from neds_hf.training.sessions import load_model, open_recordings
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="neds predict", description=__doc__)
+    parser.add_argument("--model", required=True, help="model folder, or a model id on the Hub")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--dataset", help="folder written by `neds build`, or a dataset id on the Hub")
+    source.add_argument("--arrays", type=Path, help=".npz trial arrays of a session that the model knows")
+    parser.add_argument("--split", default="test", choices=SPLITS, help="of the dataset (default: test)")
+    parser.add_argument("--session", help="session of the dataset; needed where it has several")
+    parser.add_argument("--task", required=True, choices=TASKS, help="encoding: spikes; decoding: behaviours")
+    parser.add_argument("--output", type=Path, required=True, help=".npz file to write")
+    parser.add_argument("--batch-size", type=int, default=64, help="trials a step (default: 64)")
+    arguments = parser.parse_args(argv)
+
+    model, processor = load_model(arguments.model)
+    if arguments.arrays:
+        session, trial_index, unit_index, loader = from_arrays(
+            processor, arguments.arrays, arguments.batch_size
+        )
+    else:
+        session, trial_index, unit_index, loader = from_dataset(processor, arguments)
+    predictions = predict(model, processor, loader, arguments.task, progress="predict")
+    arrays = {"session": np.array(session), "trial_index": trial_index, "times_s": processor.times_s}
+    if arguments.task == "encoding":
+        arrays["unit_index"] = unit_index
+    for name, classes in processor.behaviors.items():
+        if name in predictions and classes is not None:
+            arrays[f"{name}_classes"] = np.array(classes)
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = arguments.output.with_name(arguments.output.name + ".unfinished")
+    with open(unfinished, "wb") as file:
+        np.savez_compressed(file, **arrays, **predictions)
+    unfinished.replace(arguments.output)
+    print(f"{arguments.output}: " + ", ".join(f"{k} {v.shape}" for k, v in predictions.items()))
+
+
+def from_dataset(processor: NEDSProcessor, arguments) -> tuple[str, np.ndarray, np.ndarray, DataLoader]:
+    """Session, trial and unit indices, and batches of a dataset's split."""
+    recordings = open_recordings(arguments.dataset)
+    if arguments.session is None and len(recordings.session_ids) > 1:
+        raise NEDSError(
+            f"{arguments.dataset} has {len(recordings.session_ids)} sessions; say which with --session"
+        )
+    session = arguments.session or recordings.session_ids[0]
+    recordings = recordings.only([session])
+    check_known(processor, session)
+    trials = recordings.trials(session, arguments.split)
+    units = np.arange(trials.spike_counts.shape[2], dtype=np.int32)
+    loader = split_loader(processor, recordings, arguments.split, arguments.batch_size)
+    return session, trials.trial_index, units, loader
+
+
+def from_arrays(
+    processor: NEDSProcessor, path: Path, batch_size: int
+) -> tuple[str, np.ndarray, np.ndarray, DataLoader]:
+    """The same of trial arrays, with the units that the model knows, in its order."""
+    named = [name for name in processor.behaviors if name not in IBL_BEHAVIORS]
+    classes = {name: tuple(given) for name, given in processor.behaviors.items() if given is not None}
+    recording = read_arrays(path, ConversionOptions(), named, classes)
+    check_known(processor, recording.session)
+    found = (recording.spike_counts.shape[1], recording.bin_size_s, recording.window_s[0])
+    expected = (processor.num_bins, processor.bin_size_s, processor.window_start_s)
+    if not np.allclose(found, expected):
+        raise NEDSError(f"{path} has (bins, bin size, window start) {found}, the model {expected}")
+    places = {uuid: place for place, uuid in enumerate(recording.units["uuid"])}
+    wanted = processor.session(recording.session)["units"]
+    missing = [uuid for uuid in wanted if uuid not in places]
+    if missing:
+        raise NEDSError(f"{path} lacks {len(missing)} of the model's {len(wanted)} units: {missing[0]}, ...")
+    unit_index = np.array([places[uuid] for uuid in wanted], np.int32)
+    behaviors = {
+        name: values
+        for name, values in {**recording.continuous, **recording.categorical}.items()
+        if name in processor.behaviors
+    }
+    rows = range(len(recording.trial_index))
+
+    def collate(trials: list[int]) -> dict:
+        return dict(
+            processor(
+                recording.session,
+                recording.spike_counts[trials][:, :, unit_index],
+                {name: values[trials] for name, values in behaviors.items()},
+            )
+        )
+
+    return (
+        recording.session,
+        recording.trial_index,
+        unit_index,
+        DataLoader(rows, batch_size=batch_size, collate_fn=collate),
+    )
+
+
+def check_known(processor: NEDSProcessor, session: str) -> None:
+    if session not in processor.session_ids:
+        raise NEDSError(f"the model does not know session {session}; `neds finetune` adapts it")

@@ -1,0 +1,120 @@
+"""One training run, from a model and recordings to a model folder."""
+
+import shutil
+from pathlib import Path
+
+from torch.utils.data import DataLoader
+from transformers.utils import logging
+
+from neds_hf.data.collator import ArrowTrials, NEDSCollator
+from neds_hf.errors import NEDSError
+from neds_hf.models.modeling_neds import NEDSModel
+from neds_hf.models.processing_neds import NEDSProcessor
+from neds_hf.training.arguments import NEDSTrainingArguments
+from neds_hf.training.inference import score
+from neds_hf.training.runs import finish_run, last_checkpoint, start_run, write_json
+from neds_hf.training.sessions import Recordings, mean_table
+from neds_hf.training.trainer import NEDSTrainer
+
+# Of the training arguments, those that change the result; the rest may differ when a run goes on.
+TRAINED_WITH = (
+    "adam_beta1",
+    "adam_beta2",
+    "adam_epsilon",
+    "bf16",
+    "fp16",
+    "learning_rate",
+    "lr_scheduler_type",
+    "max_grad_norm",
+    "max_steps",
+    "metric_for_best_model",
+    "num_train_epochs",
+    "optim",
+    "seed",
+    "train_batch_size",
+    "warmup_steps",
+    "weight_decay",
+)
+
+
+def configuration_of(args: NEDSTrainingArguments, recordings: Recordings, **rest) -> dict:
+    """What makes a run what it is: its settings, the sessions, and the data's fingerprint."""
+    settings = {name: getattr(args, name) for name in TRAINED_WITH if name != "train_batch_size"}
+    settings["train_batch_size"] = (
+        args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+    )
+    return {
+        **rest,
+        **settings,
+        "sessions": recordings.session_ids,
+        "data_fingerprint": recordings.fingerprint,
+    }
+
+
+def check_run_folder(args: NEDSTrainingArguments) -> Path:
+    """The folder of the run.
+
+    Raises:
+        NEDSError: None was given.
+    """
+    if args.output_dir is None:
+        raise NEDSError("--output FOLDER is needed: where the run and its model go")
+    return Path(args.output_dir)
+
+
+def fit(
+    model: NEDSModel,
+    processor: NEDSProcessor,
+    recordings: Recordings,
+    args: NEDSTrainingArguments,
+    configuration: dict,
+) -> dict[str, dict[str, float]]:
+    """Train, keep the best checkpoint, score the test split, write the model folder; resume what was cut off.
+
+    Writes `run.json` (configuration, versions, hardware), `trainer_state.json` (curves), `metrics.json` (test
+    metrics of every session and their mean) beside the weights and the processor.
+
+    Returns:
+        Session to its test metrics; empty without a test split.
+
+    Raises:
+        NEDSError: The folder holds a run of another configuration.
+    """
+    folder = check_run_folder(args)
+    logging.disable_progress_bar()  # of weights being read and written: a few milliseconds
+    with args.main_process_first(desc="run file"):
+        if start_run(folder, configuration):
+            raise NEDSError(f"{folder} holds this very run, finished; choose another --output to repeat it")
+    trainer = NEDSTrainer(model, args, processor, recordings)
+    checkpoint = args.resume_from_checkpoint or last_checkpoint(folder)
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    trainer.save_model()
+    trainer.save_state()
+    scores = {}
+    if args.should_save:
+        if "test" in recordings.splits:
+            scores = score_split(model, processor, recordings, "test", args.per_device_eval_batch_size)
+        write_json(folder / "metrics.json", {"mean": mean_table(scores), "sessions": scores})
+        finish_run(folder, {"best_validation": trainer.state.best_metric, "test": mean_table(scores)})
+        (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle; run.json says it
+        for rest in folder.glob("checkpoint-*"):
+            shutil.rmtree(rest)
+    if args.push_to_hub:
+        trainer.push_to_hub()
+    return scores
+
+
+def split_loader(
+    processor: NEDSProcessor, recordings: Recordings, split: str, batch_size: int = 64
+) -> DataLoader:
+    """Batches of a split, in the order of its table."""
+    return DataLoader(
+        ArrowTrials(recordings.split(split)), batch_size=batch_size, collate_fn=NEDSCollator(processor)
+    )
+
+
+def score_split(
+    model: NEDSModel, processor: NEDSProcessor, recordings: Recordings, split: str, batch_size: int = 64
+) -> dict[str, dict[str, float]]:
+    """Session to its metrics on a split."""
+    return score(model, processor, split_loader(processor, recordings, split, batch_size), f"score {split}")

@@ -1,0 +1,135 @@
+"""Encoding and decoding of whole splits."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+
+from neds_hf.metrics.sums import SessionSums
+from neds_hf.models.modeling_neds import NEDSModel, NEDSOutput
+from neds_hf.models.processing_neds import NEDSProcessor
+
+TASKS = ("encoding", "decoding")
+
+
+def move(batch: dict, device: torch.device) -> dict:
+    """The batch on a device."""
+    return {
+        name: move(value, device) if isinstance(value, dict) else value.to(device)
+        for name, value in batch.items()
+    }
+
+
+@torch.no_grad()
+def translate(model: NEDSModel, batch: dict, task: str) -> NEDSOutput:
+    """One pass that hides all spikes (`"encoding"`) or all behaviours (`"decoding"`), with its loss."""
+    was_training = model.training
+    model.eval()
+    output = model(**move(batch, model.device), scheme=task)
+    model.train(was_training)
+    return output
+
+
+def sums_of(processor: NEDSProcessor, session: str) -> SessionSums:
+    """Empty sums of one session."""
+    behaviors = processor.behaviors
+    return SessionSums(
+        processor.num_bins,
+        len(processor.session(session)["units"]),
+        [name for name, classes in behaviors.items() if classes is None],
+        {name: len(classes) for name, classes in behaviors.items() if classes is not None},
+    )
+
+
+def score_batches(
+    model: NEDSModel, processor: NEDSProcessor, batches: Iterator[dict]
+) -> tuple[dict[str, SessionSums], dict[str, float], int]:
+    """Encode and decode batches from `NEDSCollator`.
+
+    Returns:
+        Session to the sums of its trials; the sum over trials of the encoding loss and of the decoding loss,
+        with the loss of each modality; the number of trials.
+    """
+    session_ids = processor.session_ids
+    behaviors = processor.behaviors
+    sums, losses, num_trials = {}, {}, 0
+    for batch in batches:
+        size = len(batch["session_index"])
+        encoded, decoded = (translate(model, batch, task) for task in TASKS)
+        num_trials += size
+        for name, loss in [
+            ("loss", encoded.loss + decoded.loss),
+            ("loss_spikes", encoded.losses["spikes"]),
+            *((f"loss_{name}", decoded.losses[name]) for name in decoded.losses if name != "spikes"),
+        ]:
+            losses[name] = losses.get(name, 0.0) + size * float(loss)
+        log_rates = encoded.log_rates.cpu().numpy()
+        counts = batch["spike_counts"].numpy()
+        num_units = batch["unit_mask"].sum(1).numpy()
+        index = batch["session_index"].numpy()
+        for place in np.unique(index):
+            session = session_ids[place]
+            if session not in sums:
+                sums[session] = sums_of(processor, session)
+            rows = np.flatnonzero(index == place)
+            units = num_units[rows[0]]
+            sums[session].add_spikes(log_rates[rows, :, :units], counts[rows, :, :units])
+            for name, classes in behaviors.items():
+                shown = rows[batch["available"][name].numpy()[rows]]
+                real = batch["behaviors"][name].numpy()[shown]
+                predicted = decoded.predictions[name].cpu().numpy()[shown]
+                if classes is None:
+                    sums[session].add_continuous(name, predicted, real)
+                else:
+                    sums[session].add_categorical(name, predicted.argmax(-1), real)
+    return sums, losses, num_trials
+
+
+def score(
+    model: NEDSModel, processor: NEDSProcessor, loader: DataLoader, progress: str = ""
+) -> dict[str, dict[str, float]]:
+    """Session to its metrics (`SessionSums.metrics`); the null of `_train_null` is the training mean."""
+    sums, _, _ = score_batches(model, processor, tqdm(loader, desc=progress, disable=not progress))
+    return {
+        session: sums[session].metrics(processor.mean_counts(session))
+        for session in processor.session_ids
+        if session in sums
+    }
+
+
+def predict(
+    model: NEDSModel, processor: NEDSProcessor, loader: DataLoader, task: str, progress: str = ""
+) -> dict[str, np.ndarray]:
+    """Predictions for the trials of one session.
+
+    Returns:
+        `log_rates` (B, T, N) for `"encoding"`; for `"decoding"` every behaviour in the data's own units: (B, T),
+        or (B, classes) probabilities. Behaviours on whose training trials the session had no values to learn a
+        scale from are left out.
+    """
+    log_rates, decoded, session = [], [], ""
+    for batch in tqdm(loader, desc=progress, disable=not progress):
+        session = processor.session_ids[int(batch["session_index"][0])]
+        if task == "encoding":
+            log_rates.append(translate(model, batch, task).log_rates.cpu())
+            continue
+        # What is to be predicted need not have been recorded in these trials, only in training.
+        scaling = processor.session(session)["scaling"]
+        wanted = {name for name, classes in processor.behaviors.items() if classes or name in scaling}
+        batch["available"] = {
+            name: torch.full_like(there, name in wanted) for name, there in batch["available"].items()
+        }
+        output = translate(model, batch, task).predictions
+        decoded.append({name: output[name].cpu() for name in wanted})
+    if task == "encoding":
+        return {"log_rates": torch.cat(log_rates).numpy()}
+    predictions = {}
+    for name, classes in processor.behaviors.items():
+        if name in decoded[0]:
+            values = torch.cat([output[name] for output in decoded])
+            predictions[name] = (
+                values.softmax(-1).numpy() if classes else processor.unscale(session, name, values.numpy())
+            )
+    return predictions

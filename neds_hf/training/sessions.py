@@ -1,0 +1,236 @@
+"""Sessions of a dataset and of a model: opening the one, and bringing the other new animals."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pandas as pd
+
+from neds_hf.data.schema import SPLITS, behaviors_of
+from neds_hf.data.trials import SessionTrials, session_trials
+from neds_hf.errors import NEDSError
+from neds_hf.models.configuration_neds import IBL_MODALITIES
+from neds_hf.models.modeling_neds import NEDSModel
+from neds_hf.models.processing_neds import NEDSProcessor
+
+# What fine-tuning a new animal changes.
+STRATEGIES = {
+    "session": ("unit_embedding", "unit_readout", "unit_bias", "session_embedding"),
+    "full": ("",),
+}
+
+
+@dataclass
+class Recordings:
+    """A converted dataset: the splits of its `trials`, and its `units` and `sessions` tables.
+
+    Attributes:
+        source: Folder or Hub id.
+        splits: Split to its trials.
+        units, sessions: One row a unit, one row a session.
+    """
+
+    source: str
+    splits: dict[str, datasets.Dataset]
+    units: pd.DataFrame
+    sessions: pd.DataFrame
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of what the recordings were made from: sources, their hashes, options."""
+        rows = self.sessions.sort_values("session").to_json(orient="records")
+        return hashlib.sha256(rows.encode()).hexdigest()[:16]
+
+    @property
+    def features(self) -> datasets.Features:
+        return next(iter(self.splits.values())).features
+
+    @property
+    def session_ids(self) -> list[str]:
+        return self.sessions["session"].tolist()
+
+    def split(self, name: str) -> datasets.Dataset:
+        """One split.
+
+        Raises:
+            NEDSError: There is no such split, or it is empty.
+        """
+        if name not in self.splits or len(self.splits[name]) == 0:
+            raise NEDSError(f"{self.source} has no split {name!r}; there are: {', '.join(self.splits)}")
+        return self.splits[name]
+
+    def trials(self, session: str, split: str) -> SessionTrials:
+        """Trials of one session in one split."""
+        return session_trials(self.split(split), session)
+
+    def unit_ids(self, session: str) -> list[str]:
+        """Uuids of a session's units in the order of their index."""
+        rows = self.units[self.units["session"] == session].sort_values("unit_index")
+        return rows["uuid"].tolist()
+
+    def only(self, sessions: list[str]) -> "Recordings":
+        """These sessions alone, in the order of the table.
+
+        Raises:
+            NEDSError: A session that is not there.
+        """
+        missing = sorted(set(sessions) - set(self.session_ids))
+        if missing:
+            raise NEDSError(f"{self.source} does not have session {', '.join(missing)}")
+        wanted = set(sessions)
+
+        def keep(dataset: datasets.Dataset) -> datasets.Dataset:
+            names = dataset.with_format("arrow")["session"][:].to_pylist()
+            return dataset.select([row for row, name in enumerate(names) if name in wanted])
+
+        return Recordings(
+            self.source,
+            {name: keep(dataset) for name, dataset in self.splits.items()},
+            self.units[self.units["session"].isin(wanted)],
+            self.sessions[self.sessions["session"].isin(wanted)],
+        )
+
+
+def open_recordings(source: str | Path, config: str = "trials") -> Recordings:
+    """Open a converted dataset.
+
+    Args:
+        source: Folder written by `neds build`, or the id of a dataset repository on the Hub.
+        config: `"trials"` (all sessions), `"pretrain"` or `"held_out"` where the dataset has them.
+
+    Raises:
+        NEDSError: There is no such dataset or configuration.
+    """
+    source = str(source)
+    if Path(source).exists() and not (Path(source) / "README.md").exists():
+        raise NEDSError(f"{source} is no dataset folder: it has no README.md; `neds build` makes one")
+    if not Path(source).exists() and source.count("/") != 1:
+        raise NEDSError(f"no dataset folder {source}")
+    try:
+        names = datasets.get_dataset_config_names(source)
+        if config not in names:
+            raise NEDSError(f"{source} has no configuration {config!r}; there are: {', '.join(names)}")
+        splits = dict(datasets.load_dataset(source, config))
+        units = datasets.load_dataset(source, "units", split="train").to_pandas()
+        sessions = datasets.load_dataset(source, "sessions", split="train").to_pandas()
+    except (datasets.exceptions.DatasetNotFoundError, ConnectionError) as error:
+        raise NEDSError(f"no dataset folder {source}, and no such dataset on the Hub: {error}") from error
+    recordings = Recordings(
+        source, {name: splits[name] for name in SPLITS if name in splits}, units, sessions
+    )
+    if config == "trials":
+        return recordings
+    present = {
+        session
+        for dataset in splits.values()
+        for session in dataset.with_format("arrow")["session"][:].unique().to_pylist()
+    }
+    return recordings.only([session for session in recordings.session_ids if session in present])
+
+
+def load_model(source: str) -> tuple[NEDSModel, NEDSProcessor]:
+    """A model and its processor.
+
+    Args:
+        source: Model folder, or the id of a model repository on the Hub.
+
+    Raises:
+        NEDSError: There is no such model.
+    """
+    if not Path(source).exists() and source.count("/") != 1:
+        raise NEDSError(f"no model folder {source}")
+    try:
+        return NEDSModel.from_pretrained(source), NEDSProcessor.from_pretrained(source)
+    except OSError as error:
+        raise NEDSError(f"{source} is no model folder and no model on the Hub: {error}") from error
+
+
+def new_processor(recordings: Recordings) -> NEDSProcessor:
+    """A processor for these sessions, its statistics from their training trials.
+
+    Modalities are the spikes and every behaviour that a session has; those of the IBL come first, in their
+    order.
+    """
+    behaviors = behaviors_of(recordings.features)
+    train = recordings.split("train").with_format("arrow")
+    behaviors = {
+        name: classes
+        for name, classes in behaviors.items()
+        if train.data.column(name).null_count < len(train.data.column(name))
+    }
+    ibl = [modality["name"] for modality in IBL_MODALITIES]
+    modalities = [dict(IBL_MODALITIES[0])]
+    for name in sorted(behaviors, key=lambda name: ibl.index(name) if name in ibl else len(ibl)):
+        modality = {"name": name, "kind": "continuous"}
+        if behaviors[name] is not None:
+            modality = {"name": name, "kind": "categorical", "classes": list(behaviors[name])}
+        modalities.append(modality)
+    first = recordings.sessions.iloc[0]
+    processor = NEDSProcessor(
+        modalities=modalities,
+        num_bins=int(first["num_bins"]),
+        bin_size_s=float(first["bin_size_s"]),
+        window_start_s=float(first["window_start_s"]),
+        align_event=str(first["align_event"]),
+    )
+    for session in recordings.session_ids:
+        _add_statistics(processor, recordings, session)
+    return processor
+
+
+def add_sessions(model: NEDSModel, processor: NEDSProcessor, recordings: Recordings) -> list[str]:
+    """Bring the sessions of `recordings` that are new to model and processor; return their ids.
+
+    Raises:
+        NEDSError: The recordings have other bins, or other units of a session than the model knows.
+    """
+    for row in recordings.sessions.itertuples():
+        found = (row.num_bins, round(row.bin_size_s, 6), round(row.window_start_s, 6), row.align_event)
+        expected = (
+            processor.num_bins,
+            round(processor.bin_size_s, 6),
+            round(processor.window_start_s, 6),
+            processor.align_event,
+        )
+        if found != expected:
+            raise NEDSError(
+                f"session {row.session} has (bins, bin size, window start, event) {found}, "
+                f"the model was trained with {expected}"
+            )
+    new = [session for session in recordings.session_ids if session not in processor.session_ids]
+    for session in set(recordings.session_ids) - set(new):
+        if processor.session(session)["units"] != recordings.unit_ids(session):
+            raise NEDSError(f"session {session} has other units in {recordings.source} than in the model")
+    for session in new:
+        _add_statistics(processor, recordings, session)
+        model.add_sessions(
+            {session: len(processor.session(session)["units"])},
+            mean_counts={session: processor.mean_counts(session)},
+        )
+    return new
+
+
+def _add_statistics(processor: NEDSProcessor, recordings: Recordings, session: str) -> None:
+    trials = recordings.trials(session, "train")
+    try:
+        processor.add_session(session, recordings.unit_ids(session), trials.spike_counts, trials.continuous)
+    except ValueError as error:
+        raise NEDSError(f"{recordings.source}: {error}") from error
+
+
+def freeze(model: NEDSModel, strategy: str) -> None:
+    """Let training change only what the strategy names (`STRATEGIES`)."""
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name.startswith(STRATEGIES[strategy]))
+
+
+def mean_table(scores: dict[str, dict[str, float]]) -> dict[str, float]:
+    """Mean over sessions of every metric, over the sessions where it is defined."""
+    names = dict.fromkeys(name for metrics in scores.values() for name in metrics)
+    values = {name: [metrics.get(name, np.nan) for metrics in scores.values()] for name in names}
+    return {
+        name: float(np.nanmean(column)) if np.isfinite(column).any() else float("nan")
+        for name, column in values.items()
+    }

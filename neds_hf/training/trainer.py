@@ -1,0 +1,159 @@
+"""A `Trainer` that draws masks reproducibly, and evaluates by the paper's metrics.
+
+Any other `Trainer` trains the model as well; this one adds:
+
+- Masks depend on the seed, the step and the trial's place in the global batch only, so that processes,
+  gradient accumulation and resuming do not change them.
+- Evaluation encodes and decodes every trial and streams the metrics; only sums are gathered.
+- Units' rows and sessions' embeddings are not decayed: those of the sessions that a run does not train on stay
+  what they were.
+"""
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Subset
+from transformers import PreTrainedModel, ProgressCallback, Trainer
+from transformers.trainer_utils import EvalLoopOutput
+
+from neds_hf.data.collator import ArrowTrials, NEDSCollator
+from neds_hf.models.masking_neds import num_uniform, sample_masks
+from neds_hf.models.modeling_neds import Table
+from neds_hf.models.processing_neds import NEDSProcessor
+from neds_hf.training.arguments import NEDSTrainingArguments
+from neds_hf.training.inference import score_batches, sums_of
+from neds_hf.training.sessions import Recordings, mean_table
+
+
+class OneLineProgress(ProgressCallback):
+    """Progress bar that prints loss and the metrics' means, not every number of every session."""
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if state.is_world_process_zero and self.training_bar is not None and "eval_mean" in (logs or {}):
+            shown = {
+                name.removeprefix("eval_"): round(value, 3)
+                for name, value in logs.items()
+                if name.endswith(("mean", "bits_per_spike", "_r2", "_accuracy"))
+                and not name.endswith(("balanced_accuracy", "psth_r2"))
+                and "/" not in name
+            }
+            self.training_bar.set_postfix(shown)
+
+
+class NEDSTrainer(Trainer):
+    """Train `NEDSModel` on the `train` split of `recordings`, evaluate on `validation`.
+
+    `evaluate` returns, with the prefix `eval_`, every metric's mean over sessions, the losses, and the metrics
+    of each session as `eval_<session>/<metric>`.
+
+    Args:
+        model: The model; knows all sessions of `recordings`.
+        args: Where and how to train.
+        processor: Of the model. Saved with it.
+        recordings: What to train on. Without it, only `evaluate` with a split works.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        args: NEDSTrainingArguments,
+        processor: NEDSProcessor,
+        recordings: Recordings,
+        **kwargs,
+    ):
+        train = ArrowTrials(recordings.split("train"))
+        validation = (
+            ArrowTrials(recordings.split("validation")) if "validation" in recordings.splits else None
+        )
+        super().__init__(
+            model,
+            args,
+            data_collator=NEDSCollator(processor),
+            train_dataset=train,
+            eval_dataset=validation,
+            **kwargs,
+        )
+        self.processor = processor
+        self.mask_generator = torch.Generator()
+        self._mask_step, self._micro_step = -1, 0
+        if not args.disable_tqdm:
+            self.remove_callback(ProgressCallback)
+            self.add_callback(OneLineProgress)
+
+    def _save(self, output_dir=None, state_dict=None) -> None:
+        # Not as processing_class: the Trainer takes every processor to hold a tokenizer.
+        super()._save(output_dir, state_dict)
+        self.processor.save_pretrained(output_dir or self.args.output_dir)
+
+    def get_decay_parameter_names(self, model) -> list[str]:
+        rows = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, Table)}
+        return [name for name in super().get_decay_parameter_names(model) if name not in rows]
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        self._micro_step = self._micro_step + 1 if self._mask_step == self.state.global_step else 0
+        self._mask_step = self.state.global_step
+        hidden, available = sample_masks(
+            self.model.config, inputs["available"], self._uniform(len(inputs["session_index"]))
+        )
+        return super().training_step(
+            model, {**inputs, "hidden": hidden, "available": available}, num_items_in_batch
+        )
+
+    def _uniform(self, batch_size: int) -> torch.Tensor:
+        """(batch_size, K) random numbers: this process's rows of those of the whole global batch."""
+        per_device = self.args.per_device_train_batch_size
+        processes = self.args.world_size
+        self.mask_generator.manual_seed(self.args.seed * 1_000_003 + self.state.global_step)
+        uniform = torch.rand(
+            self.args.gradient_accumulation_steps * processes * per_device,
+            num_uniform(self.model.config),
+            generator=self.mask_generator,
+        )
+        start = (self._micro_step * processes + self.args.process_index) * per_device
+        return uniform[start : start + batch_size]
+
+    def get_eval_dataloader(self, eval_dataset=None) -> DataLoader:
+        """This process's share of the trials, none twice."""
+        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        share = range(self.args.process_index, len(dataset), self.args.world_size)
+        return DataLoader(
+            Subset(dataset, share),
+            batch_size=self.args.per_device_eval_batch_size,
+            collate_fn=self.data_collator,
+            num_workers=self.args.dataloader_num_workers,
+        )
+
+    def evaluation_loop(
+        self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"
+    ) -> EvalLoopOutput:
+        def batches():
+            for batch in dataloader:
+                yield batch
+                self.callback_handler.on_prediction_step(self.args, self.state, self.control)
+
+        sums, losses, num_trials = score_batches(self.model, self.processor, batches())
+        # Every process has the same keys in the same order, whether or not it saw a trial of the session.
+        sessions = self.processor.session_ids
+        sums = {session: sums.get(session) or sums_of(self.processor, session) for session in sessions}
+        behaviors = ("spikes", *self.processor.behaviors)
+        names = ["loss", *(f"loss_{name}" for name in behaviors)]
+        totals = np.array([losses.get(name, 0.0) for name in names] + [num_trials])
+        vectors = [totals, *(sums[session].vector for session in sessions)]
+        lengths = np.cumsum([len(vector) for vector in vectors])[:-1]
+        flat = torch.from_numpy(np.concatenate(vectors))
+        if self.args.world_size > 1:
+            flat = self.accelerator.reduce(flat.to(self.args.device), "sum").cpu()
+        totals, *vectors = np.split(flat.numpy(), lengths)
+        scores = {}
+        for session, vector in zip(sessions, vectors):
+            sums[session].vector = vector
+            if sums[session].num_trials:
+                scores[session] = sums[session].metrics(self.processor.mean_counts(session))
+        metrics = dict(zip(names, (totals[:-1] / totals[-1]).tolist())) | mean_table(scores)
+        for session, values in scores.items():
+            metrics |= {f"{session}/{name}": value for name, value in values.items()}
+        return EvalLoopOutput(
+            predictions=None,
+            label_ids=None,
+            metrics={f"{metric_key_prefix}_{name}": value for name, value in metrics.items()},
+            num_samples=int(totals[-1]),
+        )
