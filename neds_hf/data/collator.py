@@ -38,6 +38,9 @@ class NEDSCollator:
 
     Args:
         processor: Knows the sessions and scales the behaviours.
+
+    Raises:
+        NEDSError: On a batch that does not fit the processor: session, number of units, bins or classes.
     """
 
     def __init__(self, processor: NEDSProcessor):
@@ -55,19 +58,18 @@ class NEDSCollator:
                 f"{num_bins} bins that this model was made for"
             )
         ends = np.cumsum(num_bins * num_units)
-        return dict(
-            self.processor(
-                rows["session"].to_pylist(),
-                [
-                    counts[end - num_bins * units : end].reshape(num_bins, units)
-                    for end, units in zip(ends, num_units)
-                ],
-                {
-                    name: continuous_values(rows[name], num_bins)
-                    if classes is None
-                    else categorical_values(rows[name])
-                    for name, classes in self.processor.behaviors.items()
-                    if name in rows.column_names
-                },
-            )
-        )
+        spike_counts = [
+            counts[end - num_bins * units : end].reshape(num_bins, units)
+            for end, units in zip(ends, num_units)
+        ]
+        behaviors = {
+            name: continuous_values(rows, name, num_bins)
+            if classes is None
+            else categorical_values(rows[name])
+            for name, classes in self.processor.behaviors.items()
+            if name in rows.column_names
+        }
+        try:
+            return dict(self.processor(rows["session"].to_pylist(), spike_counts, behaviors))
+        except ValueError as error:  # the processor also serves where there is no NEDSError
+            raise NEDSError(str(error)) from error

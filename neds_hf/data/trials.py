@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from datasets import Dataset
 
 from neds_hf.data.schema import behaviors_of
@@ -41,12 +42,20 @@ def flat_values(array: pa.Array) -> np.ndarray:
     return array.flatten().to_numpy(zero_copy_only=False)
 
 
-def continuous_values(column: pa.ChunkedArray, num_bins: int) -> np.ndarray:
-    """(B, T) float32 of a continuous behaviour; a null row becomes NaN."""
-    array = one_array(column)
+def continuous_values(table: pa.Table, name: str, num_bins: int) -> np.ndarray:
+    """(B, T) float32 of the continuous behaviour `name`; a null row becomes NaN.
+
+    Raises:
+        NEDSError: A row of another number of bins.
+    """
+    array = one_array(table[name])
     values = np.full((len(array), num_bins), np.nan, np.float32)
-    if not pa.types.is_null(array.type):
-        values[array.is_valid().to_numpy(zero_copy_only=False)] = flat_values(array).reshape(-1, num_bins)
+    if pa.types.is_null(array.type):
+        return values
+    lengths = pc.list_value_length(array).drop_null().to_numpy(zero_copy_only=False)
+    if (lengths != num_bins).any():
+        raise NEDSError(f"{name} has {lengths[lengths != num_bins][0]} bins, expected {num_bins}")
+    values[array.is_valid().to_numpy(zero_copy_only=False)] = flat_values(array).reshape(-1, num_bins)
     return values
 
 
@@ -61,10 +70,11 @@ def session_trials(dataset: Dataset, session: str) -> SessionTrials:
     Raises:
         NEDSError: The split holds no trial of the session.
     """
-    table = dataset.with_format("arrow")[:]
-    table = table.filter(pa.compute.equal(table["session"], session))
-    if len(table) == 0:
+    sessions = dataset.select_columns("session").with_format("arrow")[:]["session"].to_numpy()
+    rows = np.flatnonzero(sessions == session)
+    if len(rows) == 0:
         raise NEDSError(f"session {session} has no trial in this split of the dataset")
+    table = dataset.select(rows).with_format("arrow")[:]
     num_units = table["num_units"][0].as_py()
     counts = flat_values(one_array(table["spike_counts"])).reshape(len(table), -1, num_units)
     behaviors = behaviors_of(dataset.features)
@@ -73,7 +83,7 @@ def session_trials(dataset: Dataset, session: str) -> SessionTrials:
         trial_index=table["trial_index"].to_numpy(),
         spike_counts=counts,
         continuous={
-            name: continuous_values(table[name], counts.shape[1])
+            name: continuous_values(table, name, counts.shape[1])
             for name, classes in behaviors.items()
             if classes is None
         },

@@ -128,7 +128,7 @@ class NEDSConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
 
     def validate_architecture(self):
-        """Part of `@strict` validation: raises a ValueError that names the field at fault."""
+        """Part of `@strict` validation, which wraps the error; its message names the field at fault."""
         names = [modality.get("name") for modality in self.modalities]
         if len(self.session_ids) != len(self.unit_counts):
             raise ValueError(f"{len(self.session_ids)} session_ids, but {len(self.unit_counts)} unit_counts")
@@ -141,6 +141,20 @@ class NEDSConfig(PreTrainedConfig):
                 raise ValueError(f"modality {modality.get('name')!r} has kind {modality.get('kind')!r}")
             if modality["kind"] == "categorical" and len(modality.get("classes", ())) < 2:
                 raise ValueError(f"categorical modality {modality['name']!r} needs at least two classes")
+        for name in ("num_bins", "bins_per_token", "hidden_size", "num_attention_heads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
+        if min(self.unit_counts, default=1) < 1:
+            raise ValueError(f"unit_counts must be positive, not {min(self.unit_counts)}")
+        for name in ("hidden_dropout", "attention_dropout", "unit_dropout", "mask_ratio"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 0 and below 1, not {getattr(self, name)}")
+        if not 0 <= self.single_behavior_probability <= 1:
+            raise ValueError(
+                f"single_behavior_probability must be from 0 to 1, not {self.single_behavior_probability}"
+            )
+        if self.initial_mean_count <= 0:
+            raise ValueError(f"initial_mean_count must be positive, not {self.initial_mean_count}")
         if self.num_bins % self.bins_per_token:
             raise ValueError(
                 f"num_bins {self.num_bins} is not a multiple of bins_per_token {self.bins_per_token}"
@@ -151,8 +165,11 @@ class NEDSConfig(PreTrainedConfig):
             )
         if self.categorical_tokens not in ("bin", "trial"):
             raise ValueError(f"categorical_tokens is 'bin' or 'trial', not {self.categorical_tokens!r}")
-        if set(self.scheme_weights) - set(SCHEMES) or sum(self.scheme_weights.values()) <= 0:
-            raise ValueError(f"scheme_weights {self.scheme_weights} must be positive weights of {SCHEMES}")
+        weights = self.scheme_weights.values()
+        if set(self.scheme_weights) - set(SCHEMES) or min(weights) < 0 or sum(weights) <= 0:
+            raise ValueError(
+                f"scheme_weights {self.scheme_weights} must be weights of {SCHEMES}, none negative, not all zero"
+            )
         if set(self.loss_weights) - set(names):
             raise ValueError(f"loss_weights {self.loss_weights} names a modality that is not in {names}")
 

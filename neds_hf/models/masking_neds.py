@@ -36,9 +36,9 @@ def sample_masks(
             each trial by `config.scheme_weights`.
 
     Returns:
-        `hidden`, modality to (B, T) bool ((B,) for a behaviour of one token), True where the token is to be
-        predicted, and `available` less the modalities that the scheme leaves out of attention, with an entry
-        for `spikes`. What is not available is never hidden.
+        `hidden`, modality to (B, T) bool, True where it is to be predicted, and `available` less the modalities
+        that the scheme leaves out of attention, with an entry for `spikes`. What is not available is never
+        hidden.
 
     Raises:
         ValueError: An unknown scheme, or random numbers missing.
@@ -82,6 +82,5 @@ def sample_masks(
     hidden = {}
     for name in tokens:
         mask = (whole[name][:, None] | (some[name][:, None] & random[name])) & kept[name][:, None]
-        one_token = config.categorical_tokens == "trial" and config.behaviors.get(name, 0) > 0
-        hidden[name] = mask[:, 0] if one_token else mask.repeat_interleave(config.bins_per_token, 1)
+        hidden[name] = mask.repeat_interleave(config.num_bins // tokens[name], 1)
     return hidden, kept

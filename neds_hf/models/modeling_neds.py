@@ -26,7 +26,7 @@ class NEDSOutput(ModelOutput):
     """What `NEDSModel` returns.
 
     Attributes:
-        loss: Weighted sum of `losses`; None where there was nothing to predict or no target.
+        loss: Weighted sum of `losses`; None where no modality was hidden or none of them has a target.
         losses: Modality to its loss, a scalar each.
         log_rates: (B, T, N) natural logarithm of the expected spikes per bin; meaningless where `unit_mask` is
             False.
@@ -249,33 +249,46 @@ class NEDSModel(PreTrainedModel):
                 every unit's mean rate. `NEDSProcessor.mean_counts` has them.
 
         Raises:
-            ValueError: A session that the model already has, or means of another number of units.
+            ValueError: A session that the model already has, no units, or means that do not fit; the model is
+                then as before.
         """
+        biases = {}
         for session, num_units in sessions.items():
             if session in self.config.session_ids:
                 raise ValueError(f"session {session!r} is already in this model")
+            if num_units < 1:
+                raise ValueError(f"session {session!r} has {num_units} units, expected at least one")
+            if mean_counts is None:
+                biases[session] = torch.full((num_units, 1), self.unit_bias.mean)
+            else:
+                biases[session] = self._log_means(session, num_units, mean_counts.get(session, ()))
+        for session, num_units in sessions.items():
             self.unit_embedding.append_random(num_units)
             self.unit_readout.append_random(num_units)
-            self.unit_bias.append(torch.full((num_units, 1), self.unit_bias.mean))
+            self.unit_bias.append(biases[session])
             if self.config.session_ids:  # the average animal
                 self.session_embedding.append(self.session_embedding.weight.mean(0, keepdim=True))
             else:
                 self.session_embedding.append_random(1)
             self.config.session_ids.append(session)
             self.config.unit_counts.append(num_units)
-            if mean_counts is not None:
-                self.set_mean_counts(session, mean_counts[session])
 
     @torch.no_grad()
     def set_mean_counts(self, session: str, mean_counts: np.ndarray) -> None:
         """Start the readout of a session's units from their (N,) mean spikes per bin; a silent unit from 1e-4."""
         rows = self.unit_rows(session)
-        if len(mean_counts) != rows.stop - rows.start:
-            raise ValueError(
-                f"session {session!r} has {rows.stop - rows.start} units, but {len(mean_counts)} means were given"
-            )
-        means = torch.as_tensor(np.asarray(mean_counts), dtype=torch.float32).clamp(min=1e-4)
-        self.unit_bias.weight[rows, 0] = means.log().to(self.unit_bias.weight)
+        log_means = self._log_means(session, rows.stop - rows.start, mean_counts)
+        self.unit_bias.weight[rows] = log_means.to(self.unit_bias.weight)
+
+    @staticmethod
+    def _log_means(session, num_units, mean_counts):
+        """(N, 1) rows of `unit_bias`."""
+        means = torch.as_tensor(np.asarray(mean_counts), dtype=torch.float32)
+        if means.shape != (num_units,):
+            raise ValueError(f"session {session!r} has {num_units} units, but {len(means)} means were given")
+        if not bool((means >= 0).all()):
+            raise ValueError(f"session {session!r}: mean counts must be numbers from 0, found {means.min()}")
+        return means.clamp(min=1e-4).log()[:, None]
 
     # --- the model ---
 
@@ -300,7 +313,7 @@ class NEDSModel(PreTrainedModel):
             unit_mask: (B, N) bool, True for a real unit. Default: the first `unit_counts` of each session.
             behaviors: Name to (B, T) scaled values, or (B,) class indices. What is missing may hold anything.
             available: Name to (B,) bool, True where the trial has the behaviour. Default: those of `behaviors`.
-            hidden: Modality to (B, T) bool, or (B,) for a whole behaviour: what is to be predicted. A token of
+            hidden: Modality to (B, T) bool, or (B,) for all its bins: what is to be predicted. A token of
                 several bins is hidden when one of them is. Default: in training drawn by
                 `config.scheme_weights`, else nothing.
             scheme: A masking scheme for all trials, instead of `hidden`.
@@ -333,6 +346,8 @@ class NEDSModel(PreTrainedModel):
                 hidden, available = sample_masks(config, available, uniform, scheme)
             else:
                 two_passes, hidden = return_loss and bool(behaviors), {}
+        else:
+            hidden = self._checked_hidden(len(session_index), hidden)
 
         states, attention_mask = self._tokenize(
             session_index, spike_counts, unit_mask, behaviors, available, hidden
@@ -354,12 +369,12 @@ class NEDSModel(PreTrainedModel):
                 for one in ("encoding", "decoding")
             ]
             losses = {name: sum(one.losses[name] for one in passes) for name in passes[0].losses}
-        elif return_loss and hidden:
+        elif return_loss:
             losses = self._losses(
                 log_rates, predictions, spike_counts, unit_mask, behaviors, available, hidden
             )
         loss = None
-        if losses is not None:
+        if losses:
             loss = sum(config.loss_weights.get(name, 1.0) * value for name, value in losses.items())
         return NEDSOutput(
             loss=loss,
@@ -391,21 +406,42 @@ class NEDSModel(PreTrainedModel):
         return unit_mask
 
     def _checked_behaviors(self, batch_size, device, behaviors, available):
-        unknown = set(behaviors) - set(self.config.behaviors)
+        available = available or {}
+        unknown = set(behaviors) | set(available) - {"spikes"}
+        unknown -= set(self.config.behaviors)
         if unknown:
             raise ValueError(f"behaviours {sorted(unknown)} are not among {list(self.config.behaviors)}")
         for name, values in behaviors.items():
             expected = (batch_size,) if self.config.behaviors[name] else (batch_size, self.config.num_bins)
             if tuple(values.shape) != expected:
                 raise ValueError(f"{name} is {tuple(values.shape)}, expected {expected}")
-        available = available or {}
-        filled = {"spikes": available["spikes"]} if "spikes" in available else {}
+        for name, values in available.items():
+            if tuple(values.shape) != (batch_size,):
+                raise ValueError(f"available {name} is {tuple(values.shape)}, expected {(batch_size,)}")
+        filled = {"spikes": available["spikes"].bool()} if "spikes" in available else {}
         for name in self.config.behaviors:
             if name in behaviors and name in available:
-                filled[name] = available[name]
+                filled[name] = available[name].bool()
             else:
                 filled[name] = torch.full((batch_size,), name in behaviors, device=device)
         return filled
+
+    def _checked_hidden(self, batch_size, hidden):
+        """`hidden` with (B, T) for every modality."""
+        unknown = set(hidden) - set(self.config.tokens_per_trial)
+        if unknown:
+            raise ValueError(
+                f"modalities {sorted(unknown)} are not among {list(self.config.tokens_per_trial)}"
+            )
+        checked = {}
+        for name, mask in hidden.items():
+            if tuple(mask.shape) not in ((batch_size,), (batch_size, self.config.num_bins)):
+                raise ValueError(
+                    f"hidden {name} is {tuple(mask.shape)}, expected {(batch_size, self.config.num_bins)}"
+                )
+            mask = mask[:, None] if mask.dim() == 1 else mask
+            checked[name] = mask.expand(-1, self.config.num_bins).bool()
+        return checked
 
     def _positions(self, device) -> torch.Tensor:
         """(L,) bin at which each token starts; 0 for a behaviour of one token."""
@@ -427,7 +463,7 @@ class NEDSModel(PreTrainedModel):
         config, dtype = self.config, self.unit_embedding.weight.dtype
         batch_size = len(spike_counts)
         # Square roots even out the variance of Poisson counts.
-        counts = spike_counts.to(dtype).sqrt() * unit_mask[:, None].to(dtype)
+        counts = spike_counts.to(dtype).masked_fill(~unit_mask[:, None], 0.0).sqrt()
         if self.training and config.unit_dropout:
             counts = counts * F.dropout(torch.ones_like(counts[:, :1]), config.unit_dropout)
         spikes = counts @ self.unit_embedding(self._unit_indices(session_index, unit_mask))
@@ -442,10 +478,10 @@ class NEDSModel(PreTrainedModel):
             if values is None:
                 features[name] = spikes.new_zeros(batch_size, tokens[name], config.hidden_size)
             elif classes:
-                embedded = self.behavior_embedding[name](values.clamp(min=0))
+                embedded = self.behavior_embedding[name](values.masked_fill(~available[name], 0))
                 features[name] = embedded[:, None].expand(-1, tokens[name], -1)
             else:
-                values = torch.where(available[name][:, None], values, 0.0).to(dtype)
+                values = values.to(dtype).masked_fill(~available[name][:, None], 0.0)
                 features[name] = self.behavior_embedding[name](
                     values.reshape(batch_size, tokens[name], config.bins_per_token)
                 )
@@ -459,19 +495,17 @@ class NEDSModel(PreTrainedModel):
                     embedding
                     + self.temporal_embedding.weight.view(len(tokens), -1, config.hidden_size)[place]
                 )
+            is_hidden = torch.zeros(batch_size, tokens[name], dtype=torch.bool, device=feature.device)
             if name in hidden:
-                mask = hidden[name]
-                mask = mask[:, None].expand(-1, tokens[name]) if mask.dim() == 1 else mask
-                mask = mask.reshape(batch_size, tokens[name], -1).any(-1)
-                feature = torch.where(mask[..., None], self.mask_embedding.weight[0], feature)
-            else:
-                mask = torch.zeros(batch_size, tokens[name], dtype=torch.bool, device=feature.device)
+                is_hidden = hidden[name].reshape(batch_size, tokens[name], -1).any(-1)
+            is_available = torch.ones_like(is_hidden)
+            if name in available:
+                is_available = available[name][:, None].expand_as(is_hidden)
+            # What is missing is predicted from a mask token too, but only what is to be predicted is attended.
+            is_shown = is_available & ~is_hidden
+            feature = torch.where(is_shown[..., None], feature, self.mask_embedding.weight[0])
             states.append(feature + embedding)
-            # What is hidden has no need to be available; spikes are, unless the scheme leaves them out.
-            is_available = available.get(name)
-            attended.append(
-                mask | is_available[:, None] if is_available is not None else torch.ones_like(mask)
-            )
+            attended.append(is_available | is_hidden)
         attended = torch.cat(attended, 1)
         attention_mask = None
         if not bool(attended.all()):
@@ -505,23 +539,24 @@ class NEDSModel(PreTrainedModel):
         """
         losses = {}
         if "spikes" in hidden:
-            counts = spike_counts.float() * unit_mask[:, None]
+            counts = spike_counts.float().masked_fill(~unit_mask[:, None], 0.0)
             mask = hidden["spikes"].float()
             nll = (log_rates.exp() - counts * log_rates).masked_fill(~unit_mask[:, None], 0.0).sum(-1)
-            spikes = counts.sum((1, 2)).clamp(min=1) * mask.mean(1)
+            spikes = counts.sum((1, 2)) * mask.mean(1)
             losses["spikes"] = ((nll * mask).sum(1) / spikes.clamp(min=1)).mean()
         for name, classes in self.config.behaviors.items():
             if name not in hidden or name not in behaviors:
                 continue
             target = behaviors[name]
+            # Targets that do not count may hold anything, also what has no gradient.
             if classes:
-                mask = hidden[name] if hidden[name].dim() == 1 else hidden[name].any(1)
-                mask = mask & available[name]
-                error = F.cross_entropy(predictions[name], target.clamp(min=0), reduction="none")
+                mask = hidden[name].any(1) & available[name]
+                target = target.masked_fill(~mask, 0).long()
+                error = F.cross_entropy(predictions[name], target, reduction="none")
                 losses[name] = (error * mask).mean()
             else:
                 mask = hidden[name] & available[name][:, None]
-                error = (predictions[name] - target.float()).square().masked_fill(~mask, 0.0)
+                error = (predictions[name] - target.float().masked_fill(~mask, 0.0)).square() * mask
                 losses[name] = (error.sum(1) / mask.sum(1).clamp(min=1)).mean()
         return losses
 

@@ -86,30 +86,36 @@ class NEDSProcessor(ProcessorMixin):
             session: Session id.
             units: Uuid of each of the N units.
             spike_counts: (B, T, N).
-            behaviors: Continuous behaviour to (B, T); a trial without it is NaN. The rest is not looked at.
+            behaviors: Continuous behaviour to (B, T); a trial that is not finite in every bin is without it. The
+                rest is not looked at.
 
         Raises:
-            ValueError: A known session, wrong shapes, or a continuous behaviour that never changes.
+            ValueError: A known session, wrong shapes, no trials, or a continuous behaviour that never changes.
         """
         if session in self.session_ids:
             raise ValueError(f"session {session!r} is already in this processor")
-        if spike_counts.ndim != 3 or spike_counts.shape[1:] != (self.num_bins, len(units)):
+        if spike_counts.shape[1:] != (self.num_bins, len(units)) or len(spike_counts) == 0:
             raise ValueError(
                 f"session {session!r}: spike counts are {spike_counts.shape}, expected (trials, "
                 f"{self.num_bins}, {len(units)})"
             )
         scaling = {}
         for name, classes in self.behaviors.items():
-            values = behaviors.get(name)
-            if classes is not None or values is None or np.isnan(values).all():
+            if classes is not None or name not in behaviors:
                 continue
-            mean, std = (
-                float(np.nanmean(values, dtype=np.float64)),
-                float(np.nanstd(values, dtype=np.float64)),
-            )
-            if not std > 0:
-                raise ValueError(f"session {session!r}: {name} is {mean} in every bin of the training trials")
-            scaling[name] = [mean, std]
+            values = np.asarray(behaviors[name], np.float64)
+            if values.shape != spike_counts.shape[:2]:
+                raise ValueError(
+                    f"session {session!r}: {name} is {values.shape}, expected {spike_counts.shape[:2]}"
+                )
+            values = values[np.isfinite(values).all(1)]
+            if len(values) == 0:
+                continue
+            if values.min() == values.max():
+                raise ValueError(
+                    f"session {session!r}: {name} is {values.min()} in every bin of the training trials"
+                )
+            scaling[name] = [float(values.mean()), float(values.std())]
         self.sessions.append(
             {
                 "session": session,
@@ -150,14 +156,15 @@ class NEDSProcessor(ProcessorMixin):
         Args:
             sessions: Session of every trial, or one for all.
             spike_counts: Of every trial (T, N), N that of its session; or one array (B, T, N).
-            behaviors: Name to (B, T) in the data's units, NaN for a trial without it; or (B,) class indices, -1
-                for a trial without it. A behaviour that is not named is missing.
+            behaviors: Name to (B, T) in the data's units, a trial that is not finite in every bin is without it;
+                or (B,) class indices, -1 for a trial without it. A behaviour that is not named is missing.
 
         Returns:
             `session_index`, `spike_counts` (uint8, zero where padded), `unit_mask`, `behaviors`, `available`.
 
         Raises:
-            ValueError: An unknown session or behaviour, a shape that does not fit, a class that does not exist.
+            ValueError: An unknown session or behaviour, a shape that does not fit, spike counts that are not whole
+                numbers from 0 to 255, a class that does not exist.
         """
         behaviors = dict(behaviors or {})
         batch_size = len(spike_counts)
@@ -166,6 +173,8 @@ class NEDSProcessor(ProcessorMixin):
         if unknown:
             raise ValueError(f"behaviours {sorted(unknown)} are not among {list(self.behaviors)}")
 
+        if len(sessions) != batch_size:
+            raise ValueError(f"there are {len(sessions)} sessions, but spike counts of {batch_size} trials")
         places = {known: place for place, known in enumerate(self.session_ids)}
         for session in dict.fromkeys(sessions):
             if session not in places:
@@ -178,35 +187,37 @@ class NEDSProcessor(ProcessorMixin):
                     f"session {session!r}: spike counts of a trial are {np.shape(spikes)}, expected "
                     f"{(self.num_bins, num_units)}, bins by units"
                 )
+            spikes = np.asarray(spikes)
+            if spikes.dtype != np.uint8 and not np.isin(spikes, np.arange(256)).all():
+                raise ValueError(
+                    f"session {session!r}: spike counts of a trial are not whole numbers from 0 to 255"
+                )
             padded[trial, :, :num_units] = spikes
 
         values, available = {}, {}
         for name, classes in self.behaviors.items():
-            if classes is None:
-                given = np.full((batch_size, self.num_bins), np.nan, np.float32)
-            else:
-                given = np.full(batch_size, -1)
-            if name in behaviors:
-                if np.shape(behaviors[name]) != given.shape:
-                    raise ValueError(f"{name} is {np.shape(behaviors[name])}, expected {given.shape}")
-                given = np.array(behaviors[name], given.dtype)
+            shape = (batch_size, self.num_bins) if classes is None else (batch_size,)
+            given = np.asarray(behaviors.get(name, np.full(shape, np.nan if classes is None else -1)))
+            if given.shape != shape:
+                raise ValueError(f"{name} is {given.shape}, expected {shape}")
             if classes is None:
                 present = np.isfinite(given).all(1)
-                constants = np.array(
-                    [
-                        self._constants(session, name) if there else (0.0, 1.0)
-                        for session, there in zip(sessions, present)
-                    ]
-                ).reshape(-1, 2)
-                given = (given - constants[:, :1]) / constants[:, 1:]
-                values[name] = torch.from_numpy(np.where(present[:, None], given, 0.0).astype(np.float32))
+                constants = {
+                    session: self._constants(session, name)
+                    for session in {session for session, there in zip(sessions, present) if there}
+                }
+                mean, std = np.reshape(
+                    [constants.get(session, (0.0, 1.0)) for session in sessions], (-1, 2)
+                ).T
+                given = np.where(present[:, None], (given - mean[:, None]) / std[:, None], 0.0)
+                values[name] = torch.from_numpy(given.astype(np.float32))
             else:
-                present = given >= 0
-                if given.max(initial=-1) >= len(classes):
+                present = given != -1
+                if not np.isin(given, np.arange(-1, len(classes))).all():
                     raise ValueError(
-                        f"{name} has class {given.max()}, but only {len(classes)} classes: {classes}"
+                        f"{name} has classes {np.unique(given)}, but only {len(classes)} classes: {classes}"
                     )
-                values[name] = torch.from_numpy(np.where(present, given, 0))
+                values[name] = torch.from_numpy(np.where(present, given, 0).astype(np.int64))
             available[name] = torch.from_numpy(present)
         return BatchFeature(
             {

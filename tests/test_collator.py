@@ -1,0 +1,143 @@
+"""Rows of a `trials` table become the arrays that they were, by either way."""
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+
+from neds_hf.data.collator import ArrowTrials, NEDSCollator
+from neds_hf.data.schema import trial_features
+from neds_hf.data.trials import session_trials
+from neds_hf.errors import NEDSError
+from neds_hf.models import NEDSProcessor
+
+MODALITIES = [
+    {"name": "spikes", "kind": "spikes"},
+    {"name": "choice", "kind": "categorical", "classes": ["right", "left"]},
+    {"name": "wheel", "kind": "continuous"},
+    {"name": "pupil", "kind": "continuous"},  # not in the table
+]
+FEATURES = trial_features(["wheel"], {"choice": ("right", "left")})
+ROWS = [
+    # spike_counts: bins by units, flat
+    ("z", 0, 2, [1, 2, 3, 4], [1.0, 3.0], 0),
+    ("a", 5, 3, [5, 6, 7, 8, 9, 255], None, 1),
+    ("z", 1, 2, [0, 0, 0, 9], [3.0, 5.0], None),
+]
+
+
+def make_dataset(rows=ROWS):
+    return Dataset.from_list([dict(zip(FEATURES, row)) for row in rows], features=FEATURES)
+
+
+def make_processor(num_bins=2):
+    processor = NEDSProcessor(MODALITIES, num_bins=num_bins)
+    for session, num_units in (("a", 3), ("z", 2)):
+        wheel = np.tile([2.0, 4.0], num_bins // 2)[None]  # mean 3, deviation 1
+        processor.add_session(
+            session,
+            [str(unit) for unit in range(num_units)],
+            np.ones((1, num_bins, num_units)),
+            {"wheel": wheel},
+        )
+    return processor
+
+
+def collate_rows(dataset, indices):
+    return NEDSCollator(make_processor())([dataset[index] for index in indices])
+
+
+def collate_arrow(dataset, indices):
+    loader = torch.utils.data.DataLoader(
+        ArrowTrials(dataset), batch_sampler=[indices], collate_fn=NEDSCollator(make_processor())
+    )
+    return next(iter(loader))
+
+
+ways = pytest.mark.parametrize("collate", [collate_rows, collate_arrow])
+
+
+@ways
+@pytest.mark.parametrize("dataset", [make_dataset(), make_dataset(ROWS[:1] + ROWS).select([1, 2, 3])])
+def test_a_batch_equals_the_rows_of_the_table(collate, dataset):
+    batch = collate(dataset, [2, 1, 0])
+    assert set(batch) == {"session_index", "spike_counts", "unit_mask", "behaviors", "available"}
+    assert batch["session_index"].tolist() == [1, 0, 1]
+    assert batch["spike_counts"].dtype == torch.uint8
+    assert batch["spike_counts"].tolist() == [
+        [[0, 0, 0], [0, 9, 0]],
+        [[5, 6, 7], [8, 9, 255]],
+        [[1, 2, 0], [3, 4, 0]],
+    ]
+    assert batch["unit_mask"].tolist() == [[True, True, False], [True, True, True], [True, True, False]]
+    assert {name: values.tolist() for name, values in batch["behaviors"].items()} == {
+        "choice": [0, 1, 0],
+        "wheel": [[0, 2], [0, 0], [-2, 0]],
+        "pupil": [[0, 0], [0, 0], [0, 0]],
+    }
+    assert {name: has.tolist() for name, has in batch["available"].items()} == {
+        "choice": [False, True, True],
+        "wheel": [True, False, True],
+        "pupil": [False, False, False],
+    }
+
+
+@ways
+def test_a_batch_in_which_a_behaviour_is_missing_everywhere(collate):
+    missing = [(*row[:4], None, None) for row in ROWS]
+    batch = collate(make_dataset(missing), [0, 1])
+    assert batch["behaviors"]["wheel"].tolist() == [[0, 0], [0, 0]]
+    assert not batch["available"]["wheel"].any() and not batch["available"]["choice"].any()
+
+
+@ways
+@pytest.mark.parametrize(
+    "row, message",
+    [
+        (("z", 0, 2, [1, 2, 3, 4, 5, 6], None, 0), r"sessions \['z'\] do not have the 2 bins"),
+        (("z", 0, 2, [1, 2, 3, 4], [1.0, 2.0, 3.0], 0), "wheel has 3 bins, expected 2"),
+        (("z", 0, 2, [1, 2, 3, 4], [1.0], 0), "wheel has 1 bins, expected 2"),
+    ],
+)
+def test_trials_of_another_length_are_refused(collate, row, message):
+    with pytest.raises(NEDSError, match=message):
+        collate(make_dataset([row]), [0])
+
+
+def test_two_rows_of_half_the_bins_are_not_taken_for_one():
+    dataset = make_dataset([("z", 0, 2, [1, 2, 3, 4], [1.0], 0), ("z", 1, 2, [1, 2, 3, 4], [2.0], 0)])
+    with pytest.raises(NEDSError, match="wheel has 1 bins, expected 2"):
+        collate_arrow(dataset, [0, 1])
+
+
+@ways
+@pytest.mark.parametrize(
+    "row, message",
+    [
+        (("x", 0, 2, [1, 2, 3, 4], None, 0), "does not know session 'x'"),
+        (("a", 0, 2, [1, 2, 3, 4], None, 0), r"session 'a': .* are \(2, 2\), expected \(2, 3\)"),
+    ],
+)
+def test_trials_of_sessions_that_the_model_does_not_have_are_refused(collate, row, message):
+    with pytest.raises(NEDSError, match=message):
+        collate(make_dataset([row]), [0])
+
+
+def test_one_row_of_arrow_trials_is_a_table_of_one_row():
+    trials = ArrowTrials(make_dataset())
+    assert len(trials) == 3
+    assert NEDSCollator(make_processor())(trials[1])["session_index"].tolist() == [0]
+
+
+def test_trials_of_one_session_as_arrays():
+    trials = session_trials(make_dataset(), "z")
+    assert trials.session == "z" and trials.trial_index.tolist() == [0, 1]
+    assert trials.spike_counts.dtype == np.uint8
+    assert trials.spike_counts.tolist() == [[[1, 2], [3, 4]], [[0, 0], [0, 9]]]
+    np.testing.assert_array_equal(trials.continuous["wheel"], [[1, 3], [3, 5]])
+    assert trials.categorical["choice"].tolist() == [0, -1]
+    assert trials.classes == {"choice": ("right", "left")}
+    alone = session_trials(make_dataset(), "a")
+    assert np.isnan(alone.continuous["wheel"]).all() and alone.spike_counts.shape == (1, 2, 3)
+    with pytest.raises(NEDSError, match="session x has no trial in this split"):
+        session_trials(make_dataset(), "x")

@@ -1,0 +1,112 @@
+"""The configuration: what it refuses, what it keeps, and the sizes of the presets."""
+
+import json
+
+import pytest
+
+from neds_hf.models import NEDSConfig, NEDSModel
+
+MODALITIES = [
+    {"name": "spikes", "kind": "spikes"},
+    {"name": "running", "kind": "continuous"},
+    {"name": "choice", "kind": "categorical", "classes": ["right", "left"]},
+    {"name": "arousal", "kind": "continuous"},
+]
+
+
+def test_order_of_sessions_and_modalities_survives_saving(tmp_path):
+    config = NEDSConfig(session_ids=["z", "a", "m"], unit_counts=[3, 1, 2], modalities=MODALITIES)
+    config.save_pretrained(tmp_path)
+    loaded = NEDSConfig.from_pretrained(tmp_path)
+    assert loaded.session_ids == ["z", "a", "m"]
+    assert loaded.unit_counts == [3, 1, 2]
+    assert loaded.modalities == MODALITIES
+    assert list(loaded.behaviors.items()) == [("running", 0), ("choice", 2), ("arousal", 0)]
+    assert loaded.to_dict() == config.to_dict()
+    assert json.loads((tmp_path / "config.json").read_text())["model_type"] == "neds"
+
+
+def test_every_option_survives_saving(tmp_path):
+    options = {
+        "num_bins": 20,
+        "bins_per_token": 4,
+        "categorical_tokens": "trial",
+        "hidden_size": 48,
+        "intermediate_size": 40,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+        "hidden_dropout": 0.15,
+        "attention_dropout": 0,
+        "unit_dropout": 0.3,
+        "temporal_embedding": False,
+        "rope_theta": 100,
+        "layer_norm_eps": 1e-6,
+        "scheme_weights": {"encoding": 2.0, "cross_modal": 1.0},
+        "mask_ratio": 0.4,
+        "single_behavior_probability": 1,
+        "loss_weights": {"spikes": 3.0},
+        "initial_mean_count": 0.2,
+    }
+    NEDSConfig(**options).save_pretrained(tmp_path)
+    loaded = NEDSConfig.from_pretrained(tmp_path)
+    assert {name: getattr(loaded, name) for name in options} == options
+
+
+def test_tokens_per_trial_follow_bins_and_categorical_tokens():
+    assert list(NEDSConfig().tokens_per_trial.values()) == [100] * 5
+    grouped = NEDSConfig(modalities=MODALITIES, num_bins=20, bins_per_token=5, categorical_tokens="trial")
+    assert grouped.tokens_per_trial == {"spikes": 4, "running": 4, "choice": 1, "arousal": 4}
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"session_ids": ["a"]}, "1 session_ids, but 0 unit_counts"),
+        ({"session_ids": ["a", "a"], "unit_counts": [1, 2]}, "session_ids holds a session twice"),
+        ({"session_ids": ["a"], "unit_counts": [0]}, "unit_counts must be positive, not 0"),
+        ({"modalities": MODALITIES[1:]}, "modalities must be 'spikes' and then distinct behaviours"),
+        ({"modalities": MODALITIES[:1]}, "modalities must be 'spikes' and then distinct behaviours"),
+        ({"modalities": [*MODALITIES, MODALITIES[1]]}, "modalities must be 'spikes' and then distinct"),
+        ({"modalities": [*MODALITIES, {"name": "x", "kind": "spikes"}]}, "modality 'x' has kind 'spikes'"),
+        ({"modalities": [*MODALITIES, {"name": "x"}]}, "modality 'x' has kind None"),
+        (
+            {"modalities": [*MODALITIES, {"name": "x", "kind": "categorical"}]},
+            "'x' needs at least two classes",
+        ),
+        ({"num_bins": 0}, "num_bins must be positive, not 0"),
+        ({"bins_per_token": 0}, "bins_per_token must be positive, not 0"),
+        ({"num_attention_heads": 0}, "num_attention_heads must be positive, not 0"),
+        ({"num_bins": 100, "bins_per_token": 3}, "num_bins 100 is not a multiple of bins_per_token 3"),
+        ({"hidden_size": 24, "num_attention_heads": 8}, "hidden_size 24 is not a multiple"),
+        ({"categorical_tokens": "session"}, "categorical_tokens is 'bin' or 'trial', not 'session'"),
+        ({"hidden_dropout": 1.0}, "hidden_dropout must be at least 0 and below 1, not 1.0"),
+        ({"attention_dropout": -0.1}, "attention_dropout must be at least 0"),
+        ({"unit_dropout": 2}, "unit_dropout must be at least 0 and below 1, not 2"),
+        ({"mask_ratio": 30}, "mask_ratio must be at least 0 and below 1, not 30"),
+        ({"single_behavior_probability": 1.5}, "single_behavior_probability must be from 0 to 1, not 1.5"),
+        ({"initial_mean_count": 0.0}, "initial_mean_count must be positive"),
+        ({"scheme_weights": {"encodign": 1.0}}, "scheme_weights .*encodign"),
+        ({"scheme_weights": {"encoding": 2.0, "decoding": -1.0}}, "scheme_weights .* none negative"),
+        ({"scheme_weights": {"encoding": 0.0}}, "scheme_weights .* not all zero"),
+        ({"loss_weights": {"wheel": 1.0}}, "loss_weights .*wheel.* names a modality that is not in"),
+        ({"num_bins": 10.5}, "num_bins"),
+        ({"session_ids": [1], "unit_counts": [1]}, "session_ids"),
+    ],
+)
+def test_a_configuration_that_cannot_be_is_refused_by_the_name_of_the_field(options, message):
+    with pytest.raises(Exception, match=message):
+        NEDSConfig(**options)
+
+
+@pytest.mark.parametrize("preset, millions", [("small", 3), ("base", 12)])
+def test_presets_have_the_size_that_the_paper_gives(preset, millions):
+    model = NEDSModel(NEDSConfig.from_preset(preset, session_ids=["a"], unit_counts=[10]))
+    assert round(sum(weight.numel() for weight in model.encoder.parameters()) / 1e6) == millions
+
+
+def test_from_preset_takes_options_over_those_of_the_preset():
+    config = NEDSConfig.from_preset("tiny", num_hidden_layers=7, session_ids=["a"], unit_counts=[4])
+    assert (config.hidden_size, config.num_hidden_layers, config.session_ids) == (128, 7, ["a"])
+    assert NEDSConfig.from_preset("tiny").num_hidden_layers == 3
+    with pytest.raises(ValueError, match="no preset 'huge'; there are: tiny, small, base"):
+        NEDSConfig.from_preset("huge")

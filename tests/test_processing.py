@@ -1,0 +1,166 @@
+"""The processor: scaling by hand-made numbers, what counts as missing, and what it refuses."""
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoProcessor
+
+from neds_hf.models import NEDSProcessor
+
+NAN = np.nan
+MODALITIES = [
+    {"name": "spikes", "kind": "spikes"},
+    {"name": "wheel", "kind": "continuous"},
+    {"name": "choice", "kind": "categorical", "classes": ["right", "left"]},
+]
+
+
+def make_processor():
+    """Session z with 2 units and the wheel, session a with 3 units and no wheel, trials of 2 bins."""
+    processor = NEDSProcessor(MODALITIES, num_bins=2, bin_size_s=0.5, window_start_s=-0.5, align_event="go")
+    processor.add_session(
+        "z",
+        ["z/0", "z/1"],
+        np.array([[[0, 4], [1, 4]], [[0, 4], [2, 0]]], np.uint8),
+        {"wheel": np.array([[1.0, 3.0], [3.0, 1.0]]), "choice": np.array([0, 1])},  # mean 2, deviation 1
+    )
+    processor.add_session("a", ["a/0", "a/1", "a/2"], np.ones((1, 2, 3), np.uint8), {"wheel": [[NAN, NAN]]})
+    return processor
+
+
+COUNTS = [np.array([[1, 2], [3, 4]], np.uint8), np.array([[5, 6, 7], [8, 9, 255]], np.uint8)]
+
+
+def test_a_batch_of_two_sessions():
+    inputs = make_processor()(
+        ["z", "a"],
+        COUNTS,
+        {"wheel": np.array([[2.0, 4.0], [NAN, NAN]]), "choice": np.array([-1, 1])},
+    )
+    assert inputs["session_index"].tolist() == [0, 1]
+    assert inputs["spike_counts"].dtype == torch.uint8
+    assert inputs["spike_counts"].tolist() == [[[1, 2, 0], [3, 4, 0]], [[5, 6, 7], [8, 9, 255]]]
+    assert inputs["unit_mask"].tolist() == [[True, True, False], [True, True, True]]
+    assert inputs["behaviors"]["wheel"].tolist() == [[0.0, 2.0], [0.0, 0.0]]
+    assert inputs["behaviors"]["wheel"].dtype == torch.float32
+    assert inputs["behaviors"]["choice"].tolist() == [0, 1]
+    assert inputs["behaviors"]["choice"].dtype == torch.int64
+    assert {name: has.tolist() for name, has in inputs["available"].items()} == {
+        "wheel": [True, False],
+        "choice": [False, True],
+    }
+
+
+def test_one_session_and_one_array_for_all_trials():
+    inputs = make_processor()("z", np.stack([COUNTS[0]] * 3))
+    assert inputs["session_index"].tolist() == [0, 0, 0]
+    assert inputs["unit_mask"].all() and inputs["unit_mask"].shape == (3, 2)
+    assert not inputs["available"]["wheel"].any() and not inputs["available"]["choice"].any()
+
+
+@pytest.mark.parametrize("value", [NAN, np.inf, -np.inf])
+def test_a_trial_that_is_not_finite_in_one_bin_is_without_the_behaviour(value):
+    inputs = make_processor()("z", np.stack([COUNTS[0]] * 2), {"wheel": np.array([[2, value], [2, 3]])})
+    assert inputs["available"]["wheel"].tolist() == [False, True]
+    assert inputs["behaviors"]["wheel"].tolist() == [[0, 0], [0, 1]]
+
+
+def test_statistics_are_those_of_the_training_trials():
+    processor = make_processor()
+    assert processor.session_ids == ["z", "a"]
+    assert processor.session("z")["scaling"] == {"wheel": [2.0, 1.0]}
+    assert processor.session("a")["scaling"] == {}
+    np.testing.assert_allclose(processor.mean_counts("z"), [0.75, 3.0])
+    np.testing.assert_allclose(processor.times_s, [-0.25, 0.25])
+    processor.add_session(
+        "n", ["n/0"], np.zeros((3, 2, 1), np.uint8), {"wheel": np.array([[0, 8], [NAN, 100], [NAN, NAN]])}
+    )
+    assert processor.session("n")["scaling"] == {"wheel": [4.0, 4.0]}
+
+
+def test_unscale_inverts_scale():
+    processor = make_processor()
+    values = np.random.default_rng(0).normal(5, 3, (4, 2))
+    scaled = processor.scale("z", "wheel", values)
+    np.testing.assert_allclose(scaled, values - 2)
+    np.testing.assert_allclose(processor.unscale("z", "wheel", scaled), values)
+
+
+def test_order_and_statistics_survive_saving(tmp_path):
+    processor = make_processor()
+    processor.save_pretrained(tmp_path)
+    for loaded in (AutoProcessor.from_pretrained(tmp_path), NEDSProcessor.from_pretrained(tmp_path)):
+        assert isinstance(loaded, NEDSProcessor)
+        assert loaded.session_ids == ["z", "a"]
+        assert loaded.modalities == MODALITIES
+        assert list(loaded.behaviors.items()) == [("wheel", None), ("choice", ["right", "left"])]
+        assert loaded.sessions == processor.sessions
+        np.testing.assert_array_equal(loaded.times_s, processor.times_s)
+        assert loaded.align_event == "go"
+
+
+@pytest.mark.parametrize(
+    "counts",
+    [
+        np.array([[0.5, 1], [1, 1]]),
+        np.array([[-1, 1], [1, 1]]),
+        np.array([[256, 1], [1, 1]], np.int32),
+        np.array([[NAN, 1], [1, 1]]),
+    ],
+)
+def test_counts_that_a_byte_cannot_hold_are_refused(counts):
+    with pytest.raises(ValueError, match="'z': spike counts of a trial are not whole numbers from 0 to 255"):
+        make_processor()("z", [counts])
+
+
+def test_whole_numbers_of_any_type_are_counts():
+    for dtype in (np.int64, np.float32, np.uint16, bool):
+        counts = np.array([[0, 1], [1, 0]], dtype)
+        assert make_processor()("z", [counts])["spike_counts"].tolist() == [[[0, 1], [1, 0]]]
+
+
+@pytest.mark.parametrize(
+    "sessions, counts, behaviors, message",
+    [
+        ("x", COUNTS[:1], {}, "does not know session 'x'"),
+        (["z"], COUNTS, {}, "there are 1 sessions, but spike counts of 2 trials"),
+        ("a", COUNTS[:1], {}, r"session 'a': spike counts of a trial are \(2, 2\), expected \(2, 3\)"),
+        ("z", [np.zeros((3, 2), np.uint8)], {}, r"are \(3, 2\), expected \(2, 2\), bins by units"),
+        ("z", COUNTS[:1], {"pupil": np.zeros((1, 2))}, r"behaviours \['pupil'\] are not among"),
+        ("z", COUNTS[:1], {"wheel": np.zeros((1, 3))}, r"wheel is \(1, 3\), expected \(1, 2\)"),
+        ("z", COUNTS[:1], {"choice": np.zeros((1, 2))}, r"choice is \(1, 2\), expected \(1,\)"),
+        ("z", COUNTS[:1], {"choice": np.array([2])}, r"choice has classes \[2\], but only 2 classes"),
+        ("z", COUNTS[:1], {"choice": np.array([-2])}, r"choice has classes \[-2\]"),
+        ("z", COUNTS[:1], {"choice": np.array([0.5])}, r"choice has classes \[0.5\]"),
+        ("a", COUNTS[1:], {"wheel": np.ones((1, 2))}, "session 'a' had no wheel to train on"),
+    ],
+)
+def test_inputs_that_do_not_fit_are_refused(sessions, counts, behaviors, message):
+    with pytest.raises(ValueError, match=message):
+        make_processor()(sessions, counts, behaviors)
+
+
+@pytest.mark.parametrize(
+    "session, counts, behaviors, message",
+    [
+        ("z", np.ones((1, 2, 2)), {}, "session 'z' is already in this processor"),
+        ("n", np.ones((1, 2, 3)), {}, r"spike counts are \(1, 2, 3\), expected \(trials, 2, 2\)"),
+        ("n", np.ones((1, 3, 2)), {}, r"spike counts are \(1, 3, 2\), expected \(trials, 2, 2\)"),
+        ("n", np.ones((0, 2, 2)), {}, r"spike counts are \(0, 2, 2\)"),
+        ("n", np.ones((1, 2, 2)), {"wheel": np.ones((2, 2))}, r"wheel is \(2, 2\), expected \(1, 2\)"),
+        ("n", np.ones((1, 2, 2)), {"wheel": np.full((1, 2), 0.1)}, "'n': wheel is 0.1 in every bin"),
+    ],
+)
+def test_sessions_without_usable_statistics_are_refused(session, counts, behaviors, message):
+    processor = make_processor()
+    with pytest.raises(ValueError, match=message):
+        processor.add_session(session, ["0", "1"], counts, behaviors)
+    assert processor.session_ids == ["z", "a"]
+
+
+def test_scales_that_are_not_known_are_not_made_up():
+    for method in (make_processor().scale, make_processor().unscale):
+        with pytest.raises(ValueError, match="session 'a' had no wheel to train on"):
+            method("a", "wheel", np.zeros(2))
+        with pytest.raises(ValueError, match="no statistics of session 'x'"):
+            method("x", "wheel", np.zeros(2))
