@@ -51,6 +51,17 @@ def test_a_batch_of_two_sessions():
     }
 
 
+def test_inputs_move_with_what_they_hold():
+    inputs = make_processor()("z", [COUNTS[0]], {"wheel": np.array([[2.0, 4.0]])}).to("meta")
+    tensors = [value for value in inputs.values() if not isinstance(value, dict)]
+    tensors += [*inputs["behaviors"].values(), *inputs["available"].values()]
+    assert len(tensors) == 7
+    assert all(tensor.device.type == "meta" for tensor in tensors)
+    doubled = make_processor()("z", [COUNTS[0]]).to(torch.float64)
+    assert doubled["behaviors"]["wheel"].dtype == torch.float64
+    assert doubled["spike_counts"].dtype == torch.uint8
+
+
 def test_one_session_and_one_array_for_all_trials():
     inputs = make_processor()("z", np.stack([COUNTS[0]] * 3))
     assert inputs["session_index"].tolist() == [0, 0, 0]

@@ -8,6 +8,16 @@ from transformers.feature_extraction_utils import BatchFeature
 from transformers.processing_utils import ProcessorMixin
 
 
+class NEDSInputs(BatchFeature):
+    """Inputs of `NEDSModel.forward`, a dictionary; `to` moves the tensors in its dictionaries too."""
+
+    def to(self, *args, **kwargs) -> "NEDSInputs":
+        super().to(*args, **kwargs)
+        for name in ("behaviors", "available"):
+            self[name] = BatchFeature(self[name]).to(*args, **kwargs).data
+        return self
+
+
 class NEDSProcessor(ProcessorMixin):
     """What a model must know of the data it was trained on; saved beside its weights.
 
@@ -150,7 +160,7 @@ class NEDSProcessor(ProcessorMixin):
         sessions: str | Sequence[str],
         spike_counts: np.ndarray | Sequence[np.ndarray],
         behaviors: Mapping[str, np.ndarray] | None = None,
-    ) -> BatchFeature:
+    ) -> NEDSInputs:
         """Inputs of `NEDSModel.forward`.
 
         Args:
@@ -219,7 +229,7 @@ class NEDSProcessor(ProcessorMixin):
                     )
                 values[name] = torch.from_numpy(np.where(present, given, 0).astype(np.int64))
             available[name] = torch.from_numpy(present)
-        return BatchFeature(
+        return NEDSInputs(
             {
                 "session_index": torch.tensor([places[session] for session in sessions]),
                 "spike_counts": torch.from_numpy(padded),
