@@ -22,7 +22,7 @@ STRENGTHS = np.logspace(-2, 2, 7)  # penalty relative to the total variance (dec
 # Encoding
 LAGS = range(-12, 25, 4)  # bins; movement at positive lags is still to come
 BASIS_SPACING = 10  # bins between the temporal basis functions of a categorical behaviour
-FLOORS = (0.05, 0.1, 0.2, 0.4)  # lowest predicted rate, as a fraction of the unit's mean
+FLOORS = (0.1, 0.2, 0.4)  # lowest predicted rate, as a fraction of the unit's mean
 
 # Decoding of categorical behaviours
 NUM_WINDOWS = (1, 2, 5)
@@ -147,7 +147,7 @@ def encode(train: SessionTrials, test: SessionTrials, seed: int) -> np.ndarray:
     The smoothing of the average trial, the penalty and the floor of the rate are, for each unit, those with the
     best Poisson likelihood on left-out training trials.
     """
-    counts = train.spike_counts.astype(np.float64)
+    counts = train.spike_counts.astype(np.float32)
     design, test_design = behavior_design(train), behavior_design(test)
     log_likelihood = np.zeros((len(SMOOTHINGS) * len(STRENGTHS) * len(FLOORS), counts.shape[2]))
     for fitted, left_out in KFold(FOLDS, shuffle=True, random_state=seed).split(counts):
@@ -155,7 +155,7 @@ def encode(train: SessionTrials, test: SessionTrials, seed: int) -> np.ndarray:
         for index, rates in enumerate(candidates):
             log_likelihood[index] += (counts[left_out] * np.log(rates) - rates).sum((0, 1))
     best = log_likelihood.argmax(0)
-    log_rates = np.empty((len(test.spike_counts), *counts.shape[1:]))
+    log_rates = np.empty((len(test.spike_counts), *counts.shape[1:]), np.float32)
     for index, rates in enumerate(_candidate_rates(design, counts, test_design)):
         log_rates[..., best == index] = np.log(rates[..., best == index])
     return log_rates
@@ -188,7 +188,7 @@ def behavior_design(trials: SessionTrials) -> np.ndarray:
 def _candidate_rates(design: np.ndarray, counts: np.ndarray, test_design: np.ndarray) -> Iterator[np.ndarray]:
     """Rates of test trials (B, T, N) for every smoothing, penalty and floor, in this fixed order."""
     num_trials, num_bins, num_units = counts.shape
-    average_design, average_counts = _mean_of_present(design), counts.mean(0)
+    average_design, average_counts = _mean_of_present(design), counts.mean(0, dtype=np.float64)
     # A missing behaviour says what the average of the others says: nothing beyond the average trial.
     design, test_design = np.nan_to_num(design - average_design), np.nan_to_num(test_design - average_design)
     design = design.reshape(num_trials * num_bins, -1)
@@ -197,15 +197,15 @@ def _candidate_rates(design: np.ndarray, counts: np.ndarray, test_design: np.nda
     design, test_design = design / spread, test_design / spread
     variances, axes = np.linalg.eigh(design.T @ design)
     projected = axes.T @ (design.T @ (counts - average_counts).reshape(-1, num_units))
-    test_design = test_design @ axes
+    test_design = (test_design @ axes).astype(np.float32)
     # No unit is taken to be more silent than one spike in all training trials.
     mean = np.maximum(average_counts.mean(0), 1 / (num_trials * num_bins))
     for strength in STRENGTHS:
         penalty = strength * num_trials * num_bins
-        beyond = test_design @ (projected / (variances + penalty)[:, None])
+        beyond = test_design @ (projected / (variances + penalty)[:, None]).astype(np.float32)
         for smoothing, floor in product(SMOOTHINGS, FLOORS):
-            rates = gaussian_filter1d(average_counts, smoothing, axis=0) + beyond
-            yield np.maximum(rates, floor * mean)
+            rates = gaussian_filter1d(average_counts, smoothing, axis=0).astype(np.float32) + beyond
+            yield np.maximum(rates, (floor * mean).astype(np.float32))
 
 
 def _mean_of_present(values: np.ndarray) -> np.ndarray:

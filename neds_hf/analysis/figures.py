@@ -1,0 +1,225 @@
+"""Figures of a report. Every function returns a `matplotlib.figure.Figure` of its own: no global state."""
+
+from textwrap import fill
+
+import numpy as np
+import pandas as pd
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.colors import PowerNorm
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+# Okabe & Ito's colours, told apart also by colour-blind readers.
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+STYLE = {"font.size": 9, "axes.titlesize": 9, "axes.spines.top": False, "axes.spines.right": False}
+SMALLEST_REGION = 0.04  # of the units; smaller regions are drawn together, for their names to be legible
+
+
+def metric_label(name: str) -> str:
+    """A metric's name for a reader: `wheel_speed_r2` is "wheel speed R²"."""
+    if name == "mean":
+        return "mean of metrics"
+    label = name.replace("bits_per_spike", "bits/spike").replace("_r2", "_R²").replace("psth", "PSTH")
+    return label.replace("_", " ")
+
+
+@rc_context(STYLE)
+def training_curves(histories: dict[str, list[dict]]) -> Figure:
+    """Loss and validation metrics against epochs.
+
+    Args:
+        histories: Name of a run to its `log_history` as in `trainer_state.json`. Metrics are the keys `eval_…`,
+            means over sessions; those of single sessions (`eval_<session>/…`) are left out.
+    """
+    keys = {key: None for history in histories.values() for entry in history for key in entry}
+    metrics = [
+        key
+        for key in keys
+        if key.startswith("eval_")
+        and "/" not in key
+        and (key.endswith(("_r2", "_accuracy", "bits_per_spike")) or key == "eval_mean")
+        and not key.endswith(("_balanced_accuracy", "psth_r2"))
+    ]
+    figure, panels = _grid(1 + len(metrics), num_columns=4, panel_size=(2.4, 2.0))
+    for color, history in zip(_colors(len(histories)), histories.values()):
+        for key, style in (("loss", "-"), ("eval_loss", "--")):
+            panels[0].plot(*_curve(history, key), style, color=color)
+        for panel, key in zip(panels[1:], metrics):
+            panel.plot(*_curve(history, key), "-", color=color)
+    panels[0].set(title="loss", xlabel="epoch")
+    for panel, key in zip(panels[1:], metrics):
+        panel.set(title=f"validation\n{metric_label(key.removeprefix('eval_'))}", xlabel="epoch")
+    lines = [Line2D([], [], color=color) for color in _colors(len(histories))]
+    styles = [Line2D([], [], color="gray"), Line2D([], [], color="gray", linestyle="--")]
+    _legend(figure, lines + styles, [*histories, "loss: training", "loss: validation"])
+    return figure
+
+
+@rc_context(STYLE)
+def raster_with_rates(
+    spike_counts: np.ndarray, rates_hz: np.ndarray, times_s: np.ndarray, regions: np.ndarray
+) -> Figure:
+    """Spikes of one trial beside the predicted rates, units sorted by region, then by predicted rate.
+
+    Args:
+        spike_counts: (T, N) spikes per bin.
+        rates_hz: (T, N) predicted rates in Hz.
+        times_s: (T,) centres of the bins in seconds from the event.
+        regions: (N,) names of the units' regions.
+    """
+    num_units = spike_counts.shape[1]
+    regions = np.asarray(regions, object)
+    names, counts = np.unique(regions.astype(str), return_counts=True)
+    small = names[counts < SMALLEST_REGION * num_units]
+    if len(small) > 1:
+        regions = np.where(np.isin(regions.astype(str), small), "other", regions)
+    order = np.lexsort((rates_hz.mean(0), regions.astype(str), regions == "other"))
+    spike_counts, rates_hz, regions = spike_counts[:, order], rates_hz[:, order], regions[order]
+    starts = np.flatnonzero(np.concatenate([[True], regions[1:] != regions[:-1]]))
+    ends = np.append(starts[1:], num_units)
+
+    figure = Figure(figsize=(9, float(np.clip(1.5 + 0.04 * num_units, 3.5, 8))), layout="constrained")
+    raster, image = figure.subplots(1, 2, sharex=True, sharey=True)
+    bins, units = np.nonzero(spike_counts)
+    height = figure.get_figheight() * 72 / max(num_units, 1)
+    raster.scatter(times_s[bins], units, s=np.clip(height, 2, 6) ** 2, marker="|", c="black", linewidths=0.8)
+    half_bin = (times_s[1] - times_s[0]) / 2 if len(times_s) > 1 else 0.5
+    shown = image.imshow(
+        rates_hz.T,
+        aspect="auto",
+        origin="lower",
+        interpolation="nearest",
+        cmap="viridis",
+        extent=(times_s[0] - half_bin, times_s[-1] + half_bin, -0.5, num_units - 0.5),
+        # A few units fire ten times as much as most: a square root keeps both in sight.
+        norm=PowerNorm(0.5, vmin=0, vmax=max(float(np.percentile(rates_hz, 99.5)), 1e-3), clip=True),
+    )
+    figure.colorbar(shown, ax=image, label="predicted rate (Hz)", extend="max", extendfrac=0.02, aspect=30)
+    for panel, title in ((raster, "spikes"), (image, "predicted rates")):
+        panel.set(title=title, xlabel="time from event (s)", ylim=(-0.5, num_units - 0.5))
+        panel.axvline(0, color="gray", linewidth=0.8, linestyle=":")
+        for start in starts[1:]:
+            panel.axhline(start - 0.5, color=PALETTE[1], linewidth=0.8)
+    raster.set(ylabel="units by region", yticks=(starts + ends - 1) / 2, yticklabels=regions[starts])
+    raster.tick_params(axis="y", length=0)
+    return figure
+
+
+@rc_context(STYLE)
+def psths(
+    spike_counts: np.ndarray,
+    log_rates: np.ndarray,
+    times_s: np.ndarray,
+    unit_labels: list[str],
+    bin_size_s: float,
+    conditions: np.ndarray | None = None,
+) -> Figure:
+    """Average trial of every unit, recorded against predicted, a panel a unit.
+
+    Args:
+        spike_counts: (B, T, N) spikes per bin of the units to show.
+        log_rates: (B, T, N) ln expected counts per bin.
+        times_s: (T,) centres of the bins in seconds from the event.
+        unit_labels: N titles.
+        bin_size_s: Bin width in seconds.
+        conditions: (B,) labels such as choices: trials are averaged apart. None: all trials together.
+    """
+    conditions = np.full(len(spike_counts), "all trials") if conditions is None else np.asarray(conditions)
+    names = np.unique(conditions)
+    figure, panels = _grid(len(unit_labels), num_columns=4, panel_size=(2.3, 1.7))
+    for color, name in zip(_colors(len(names)), names):
+        real = spike_counts[conditions == name].mean(0) / bin_size_s
+        predicted = np.exp(log_rates[conditions == name]).mean(0) / bin_size_s
+        for unit, panel in enumerate(panels):
+            panel.plot(times_s, real[:, unit], color=color, linewidth=0.8, alpha=0.7)
+            panel.plot(times_s, predicted[:, unit], color=color, linewidth=2)
+    for panel, label in zip(panels, unit_labels):
+        panel.set(title=label, ylim=(0, None))
+        panel.axvline(0, color="gray", linewidth=0.8, linestyle=":")
+    figure.supxlabel("time from event (s)", fontsize=9)
+    figure.supylabel("firing rate (Hz)", fontsize=9)
+    lines = [Line2D([], [], color=color, linewidth=2) for color in _colors(len(names))]
+    styles = [Line2D([], [], color="gray", linewidth=0.8), Line2D([], [], color="gray", linewidth=2)]
+    _legend(figure, lines + styles, [*map(str, names), "recorded", "predicted"])
+    return figure
+
+
+@rc_context(STYLE)
+def behavior_traces(
+    times_s: np.ndarray,
+    real: dict[str, np.ndarray],
+    predicted: dict[str, dict[str, np.ndarray]],
+    trial_numbers: list[int],
+    units: dict[str, str],
+) -> Figure:
+    """Recorded and predicted behaviour of single trials: a row a variable, a column a trial.
+
+    Args:
+        times_s: (T,) centres of the bins in seconds from the event.
+        real: Name of each variable to its (B, T) values in the trials to show.
+        predicted: Name of each method to the like.
+        trial_numbers: B numbers for the titles.
+        units: Name of each variable to its unit, such as "rad/s".
+    """
+    num_trials = len(trial_numbers)
+    figure = Figure(figsize=(max(4.5, 2.3 * num_trials), 0.6 + 1.8 * len(real)), layout="constrained")
+    panels = figure.subplots(len(real), num_trials, sharex=True, sharey="row", squeeze=False)
+    for row, (name, values) in zip(panels, real.items()):
+        for trial, panel in enumerate(row):
+            panel.plot(times_s, values[trial], color="black", linewidth=1)
+            for color, method in zip(_colors(len(predicted)), predicted.values()):
+                panel.plot(times_s, method[name][trial], color=color, linewidth=1.3)
+            panel.axvline(0, color="gray", linewidth=0.8, linestyle=":")
+        row[0].set_ylabel(f"{name.replace('_', ' ')}\n({units[name]})")
+    for panel, number in zip(panels[0], trial_numbers):
+        panel.set_title(f"trial {number}")
+    figure.supxlabel("time from event (s)", fontsize=9)
+    figure.align_ylabels(panels[:, 0])
+    lines = [Line2D([], [], color=color) for color in ("black", *_colors(len(predicted)))]
+    _legend(figure, lines, ["recorded", *predicted])
+    return figure
+
+
+@rc_context(STYLE)
+def metric_bars(table: pd.DataFrame) -> Figure:
+    """Metrics of several models: a panel a column of `table`, a bar a row."""
+    figure, panels = _grid(table.shape[1], num_columns=5, panel_size=(1.9, 2.2))
+    colors = _colors(len(table))
+    for panel, (name, values) in zip(panels, table.items()):
+        bars = panel.bar(range(len(table)), values.fillna(0), color=colors)
+        labels = ["–" if np.isnan(value) else f"{value:.2f}" for value in values]
+        panel.bar_label(bars, labels, fontsize=8, padding=1)
+        panel.axhline(0, color="black", linewidth=0.8)
+        panel.margins(y=0.12)
+        panel.set(title=fill(metric_label(name), 18), xticks=[])
+    _legend(figure, [Line2D([], [], color=color, linewidth=6) for color in colors], list(table.index))
+    return figure
+
+
+def _grid(num_panels: int, num_columns: int, panel_size: tuple[float, float]) -> tuple[Figure, list[Axes]]:
+    """A figure with this many panels, row by row; places left over stay empty."""
+    num_columns = min(num_panels, num_columns)
+    num_rows = -(-num_panels // num_columns)
+    size = (max(4.5, panel_size[0] * num_columns), 0.5 + panel_size[1] * num_rows)
+    figure = Figure(figsize=size, layout="constrained")
+    panels = figure.subplots(num_rows, num_columns, squeeze=False).ravel()
+    for panel in panels[num_panels:]:
+        panel.set_axis_off()
+    return figure, list(panels[:num_panels])
+
+
+def _colors(number: int) -> list[str]:
+    return [PALETTE[index % len(PALETTE)] for index in range(number)]
+
+
+def _legend(figure: Figure, handles: list[Line2D], labels: list[str]) -> None:
+    """Above the panels, where it covers nothing."""
+    figure.legend(
+        handles, labels, loc="outside upper left", ncols=min(len(labels), 5), frameon=False, handlelength=1.5
+    )
+
+
+def _curve(history: list[dict], key: str) -> tuple[list[float], list[float]]:
+    points = [(entry["epoch"], entry[key]) for entry in history if key in entry]
+    return [epoch for epoch, _ in points], [value for _, value in points]

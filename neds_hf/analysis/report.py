@@ -1,0 +1,90 @@
+"""Tables for the console and a report in one HTML file."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Collection
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+if TYPE_CHECKING:  # matplotlib is optional
+    from matplotlib.figure import Figure
+
+FIGURE_DPI = 130
+
+
+def text_table(table: pd.DataFrame) -> str:
+    """The table for the console, numbers as in a report: three decimals, – for NaN, columns aligned."""
+    return _formatted(table).to_string()
+
+
+def write_report(
+    path: str | Path,
+    title: str,
+    sections: list[tuple[str, str, pd.DataFrame | None, Figure | None]],
+    lower_is_better: Collection[str] = (),
+) -> None:
+    """Write one HTML file that needs no other: figures are inside.
+
+    Args:
+        path: The file; its folder is made where missing.
+        title: Heading of the page.
+        sections: Heading, text (paragraphs apart by an empty line), and a table and a figure or None each.
+            Where a table compares rows, the best of each column of fractional numbers is bold.
+        lower_is_better: Columns whose smallest value is the best.
+    """
+    from jinja2 import Environment, PackageLoader
+
+    template = Environment(
+        loader=PackageLoader("neds_hf.analysis"), autoescape=True, trim_blocks=True
+    ).get_template("report.html")
+    page = template.render(
+        title=title,
+        sections=[
+            {
+                "heading": heading,
+                "paragraphs": text.split("\n\n") if text else [],
+                "table": None if table is None else _table_cells(table, lower_is_better),
+                "image": None if figure is None else _png_base64(figure),
+            }
+            for heading, text, table, figure in sections
+        ],
+    )
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(page, encoding="utf-8")
+
+
+def _formatted(table: pd.DataFrame) -> pd.DataFrame:
+    """Every cell as text."""
+
+    def text(value: object) -> str:
+        if value is None or value is pd.NA or value != value:  # NaN
+            return "–"
+        return f"{value:.3f}" if isinstance(value, float) else str(value)
+
+    return table.astype(object).map(text)
+
+
+def _table_cells(table: pd.DataFrame, lower_is_better: Collection[str]) -> dict:
+    formatted = _formatted(table)
+    best = pd.DataFrame(False, index=table.index, columns=table.columns)
+    for name in table.select_dtypes(np.floating):
+        values = table[name].round(3)  # what looks the same is equally good
+        if len(table) > 1 and values.notna().any():
+            best[name] = values == (values.min() if name in lower_is_better else values.max())
+    rows = [
+        (name, list(zip(texts, flags)))
+        for name, texts, flags in zip(table.index, formatted.to_numpy(), best.to_numpy())
+    ]
+    return {"corner": table.index.name or "", "columns": list(table.columns), "rows": rows}
+
+
+def _png_base64(figure: Figure) -> str:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=FIGURE_DPI)
+    return base64.b64encode(buffer.getvalue()).decode("ascii")

@@ -1,0 +1,184 @@
+"""Figures hold the numbers they are given; reports and tables say them rounded, escaped and marked."""
+
+import base64
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+
+pytest.importorskip("matplotlib", reason="matplotlib is not installed (neds_hf[report])")
+pytest.importorskip("jinja2", reason="Jinja2 is not installed (neds_hf[report])")
+
+from neds_hf.analysis import figures
+from neds_hf.analysis.report import text_table, write_report
+
+TIMES_S = np.array([-0.01, 0.01, 0.03])
+TABLE = pd.DataFrame(
+    {"bits/spike": [0.1, 0.25], "loss": [0.31, 0.2], "wheel R²": [np.nan, 0.5], "trials": [7, 9]},
+    index=pd.Index(["linear", "NEDS"], name="model"),
+)
+
+
+def titles(figure):
+    return [panel.get_title() for panel in figure.axes if panel.get_title()]
+
+
+def legend(figure):
+    return [text.get_text() for text in figure.legends[0].get_texts()]
+
+
+def saved(figure, tmp_path):
+    figure.savefig(tmp_path / "figure.png")
+    return (tmp_path / "figure.png").stat().st_size
+
+
+def test_text_table_rounds_aligns_and_marks_what_is_undefined():
+    assert text_table(TABLE).splitlines() == [
+        "       bits/spike   loss wheel R² trials",
+        "model                                   ",
+        "linear      0.100  0.310        –      7",
+        "NEDS        0.250  0.200    0.500      9",
+    ]
+
+
+def test_report_is_one_file_with_escaped_text_the_table_and_the_figure(tmp_path):
+    path = tmp_path / "new" / "report.html"
+    bars = figures.metric_bars(TABLE[["bits/spike"]])
+    sections = [("Result & more", "First <b>.\n\nSecond.", TABLE, None), ("Picture", "", None, bars)]
+    write_report(path, "Mice < men", sections, lower_is_better=["loss"])
+    page = path.read_text(encoding="utf-8")
+    assert "<title>Mice &lt; men</title>" in page and "<h2>Result &amp; more</h2>" in page
+    assert "<p>First &lt;b&gt;.</p>" in page and "<p>Second.</p>" in page
+    assert re.findall('<th scope="col">(.*?)</th>', page) == ["model", *TABLE.columns]
+    assert re.findall('<th scope="row">(.*?)</th>', page) == ["linear", "NEDS"]
+    assert re.findall("<td.*?>(.*?)</td>", page) == [
+        "0.100",
+        "0.310",
+        "–",
+        "7",
+        "0.250",
+        "0.200",
+        "0.500",
+        "9",
+    ]
+    (image,) = re.findall('<img alt="Picture" src="data:image/png;base64,(.*?)">', page)
+    assert base64.b64decode(image).startswith(b"\x89PNG")
+    assert not re.search(r'(src|href)="(?!data:)', page)
+
+
+@pytest.mark.parametrize(
+    ("lower_is_better", "bold"), [([], ["0.310", "0.250", "0.500"]), (["loss"], ["0.250", "0.200", "0.500"])]
+)
+def test_report_marks_the_best_fraction_of_each_column(tmp_path, lower_is_better, bold):
+    write_report(tmp_path / "r.html", "t", [("h", "", TABLE, None)], lower_is_better)
+    assert (
+        re.findall('<td class="best">(.*?)</td>', (tmp_path / "r.html").read_text(encoding="utf-8")) == bold
+    )
+
+
+def test_report_marks_values_that_look_equal_alike_and_nothing_in_a_single_row(tmp_path):
+    tie = pd.DataFrame({"a": [0.1231, 0.1229, 0.1]})
+    write_report(tmp_path / "r.html", "t", [("h", "", tie, None), ("h", "", TABLE[:1], None)])
+    page = (tmp_path / "r.html").read_text(encoding="utf-8")
+    assert re.findall('<td class="best">(.*?)</td>', page) == ["0.123", "0.123"]
+
+
+def test_training_curves_show_the_mean_metrics_of_every_run(tmp_path):
+    history = [
+        {"loss": 2.0, "epoch": 0.5, "step": 1},
+        {
+            "eval_loss": 1.9,
+            "eval_mean": 0.1,
+            "eval_a/wheel_speed_r2": 0.3,
+            "eval_wheel_speed_r2": 0.2,
+            "epoch": 1.0,
+        },
+        {"loss": 1.0, "epoch": 1.5, "step": 3},
+        {"eval_loss": 1.5, "eval_mean": 0.4, "eval_wheel_speed_r2_beyond_average": 0.3, "epoch": 2.0},
+    ]
+    figure = figures.training_curves({"scratch": history, "fine-tuned": history[:2]})
+    assert titles(figure) == ["loss", "validation\nmean of metrics", "validation\nwheel speed R²"]
+    assert legend(figure) == ["scratch", "fine-tuned", "loss: training", "loss: validation"]
+    training, validation = figure.axes[0].lines[:2]
+    np.testing.assert_array_equal(training.get_xydata(), [[0.5, 2], [1.5, 1]])
+    np.testing.assert_array_equal(validation.get_xydata(), [[1, 1.9], [2, 1.5]])
+    np.testing.assert_array_equal(figure.axes[1].lines[0].get_xydata(), [[1, 0.1], [2, 0.4]])
+    assert saved(figure, tmp_path)
+
+
+def test_training_curves_of_a_run_without_validation_show_its_loss_alone():
+    assert titles(figures.training_curves({"run": [{"loss": 1.0, "epoch": 1.0}]})) == ["loss"]
+
+
+def test_raster_sorts_units_by_region_then_rate(tmp_path):
+    counts = np.array([[1, 0, 0], [0, 0, 0], [0, 2, 0]])
+    rates_hz = np.array([[9.0, 2, 1], [9, 2, 1], [9, 2, 1]])
+    figure = figures.raster_with_rates(counts, rates_hz, TIMES_S, np.array(["CA1", "PO", "CA1"]))
+    raster, image = figure.axes[:2]
+    # sorted: unit 2 (CA1, 1 Hz), unit 0 (CA1, 9 Hz), unit 1 (PO)
+    np.testing.assert_array_equal(raster.collections[0].get_offsets(), [[-0.01, 1], [0.03, 2]])
+    np.testing.assert_array_equal(image.images[0].get_array()[:, 0], [1, 9, 2])
+    assert [label.get_text() for label in raster.get_yticklabels()] == ["CA1", "PO"]
+    np.testing.assert_allclose(image.images[0].get_extent(), [-0.02, 0.04, -0.5, 2.5])
+    assert saved(figure, tmp_path)
+
+
+def test_raster_draws_regions_too_small_for_a_name_together():
+    regions = np.array(["VISa"] * 60 + ["A", "B"])
+    figure = figures.raster_with_rates(np.zeros((3, 62)), np.ones((3, 62)), TIMES_S, regions)
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["VISa", "other"]
+
+
+def test_psths_are_averages_in_hertz_by_condition(tmp_path):
+    counts = np.zeros((3, 3, 2), np.uint8)
+    counts[0, 1, 0] = 1
+    log_rates = np.full(counts.shape, np.log(0.1))
+    choices = np.array(["left", "left", "right"])
+    figure = figures.psths(counts, log_rates, TIMES_S, ["PO 1", "PO 2"], 0.02, choices)
+    assert titles(figure) == ["PO 1", "PO 2"] and legend(figure) == ["left", "right", "recorded", "predicted"]
+    recorded, predicted = figure.axes[0].lines[:2]
+    np.testing.assert_allclose(recorded.get_ydata(), [0, 25, 0])  # one spike in two trials of 20 ms
+    np.testing.assert_allclose(predicted.get_ydata(), [5, 5, 5])
+    assert saved(figure, tmp_path)
+    together = figures.psths(counts, log_rates, TIMES_S, ["PO 1", "PO 2"], 0.02)
+    np.testing.assert_allclose(together.axes[0].lines[0].get_ydata(), [0, 50 / 3, 0])
+
+
+def test_behavior_traces_have_a_row_a_variable_and_a_column_a_trial(tmp_path):
+    real = {"wheel_speed": np.arange(6.0).reshape(2, 3), "pupil": np.ones((2, 3))}
+    predicted = {"NEDS": {name: values + 1 for name, values in real.items()}}
+    figure = figures.behavior_traces(
+        TIMES_S, real, predicted, [12, 40], {"wheel_speed": "rad/s", "pupil": "px"}
+    )
+    assert titles(figure) == ["trial 12", "trial 40"] and legend(figure) == ["recorded", "NEDS"]
+    assert [figure.axes[i].get_ylabel() for i in (0, 2)] == ["wheel speed\n(rad/s)", "pupil\n(px)"]
+    np.testing.assert_array_equal(figure.axes[1].lines[0].get_ydata(), [3, 4, 5])
+    np.testing.assert_array_equal(figure.axes[1].lines[1].get_ydata(), [4, 5, 6])
+    assert saved(figure, tmp_path)
+
+
+def test_metric_bars_say_their_values_and_mark_missing_ones(tmp_path):
+    table = pd.DataFrame(
+        {"bits_per_spike": [0.14, -0.3], "wheel_r2": [np.nan, 0.5]}, index=["linear", "NEDS"]
+    )
+    figure = figures.metric_bars(table)
+    assert titles(figure) == ["bits/spike", "wheel R²"] and legend(figure) == ["linear", "NEDS"]
+    assert [[text.get_text() for text in panel.texts] for panel in figure.axes] == [
+        ["0.14", "-0.30"],
+        ["–", "0.50"],
+    ]
+    assert [bar.get_height() for bar in figure.axes[0].patches] == [0.14, -0.3]
+    assert saved(figure, tmp_path)
+
+
+def test_tables_need_neither_matplotlib_nor_jinja2():
+    script = (
+        "import sys; sys.modules.update(matplotlib=None, jinja2=None)\n"
+        "import pandas; from neds_hf.analysis.report import text_table\n"
+        "print(text_table(pandas.DataFrame({'a': [1.0]})))"
+    )
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert "1.000" in run.stdout
