@@ -593,7 +593,7 @@ def test_new_units_are_spread_like_the_old_ones_and_start_from_their_mean_rate()
     model.add_sessions({"c": 400}, {"c": means})
     rows = model.unit_rows("c")
     for table in (model.unit_embedding, model.unit_readout):
-        old, new = table.weight[: rows.start], table.weight[rows]
+        old, new = table.weight.detach()[: rows.start], table.weight.detach()[rows]
         assert abs(float(new.std() / old.std()) - 1) < 0.05
         assert abs(float(new.mean())) < 0.05 * float(new.std())
     bias = model.unit_bias.weight[rows, 0].exp()
