@@ -45,8 +45,8 @@ def one(folder):
 
 @pytest.fixture(scope="module")
 def long_session():
-    behavior = behave(np.random.default_rng(1), 1500)
-    neurons = fire(np.random.default_rng(2), behavior, np.tile(REGIONS, 8))
+    behavior = behave(np.random.default_rng(1), 600)
+    neurons = fire(np.random.default_rng(2), behavior, np.tile(REGIONS, 5))
     return behavior, neurons, binned(behavior.trials, neurons.spike_times)
 
 
@@ -86,21 +86,18 @@ def test_one_loads_every_object(one):
         assert np.diff(video["times"]).mean() == pytest.approx(1 / rate_hz, rel=1e-3)
         assert video["times"][0] < trials["intervals"][0, 0]
         assert video["times"][-1] > trials["intervals"][-1, 1]
-    for probe in ("probe00", "probe01"):
-        collection = f"alf/{probe}/pykilosort"
-        spikes = one.load_object(eid, "spikes", collection=collection)
-        clusters = one.load_object(eid, "clusters", collection=collection)
-        channels = one.load_object(eid, "channels", collection=collection)
-        assert (np.diff(spikes["times"]) >= 0).all()
-        assert len(clusters["uuids"]) == len(clusters["metrics"]) == 6
-        counts = np.bincount(spikes["clusters"], minlength=6)
-        np.testing.assert_array_equal(counts, clusters["metrics"]["spike_count"])
-        assert set(np.round(clusters["metrics"]["label"] * 3, 6)) <= {0, 1, 2, 3}
-        np.testing.assert_array_equal(
-            clusters["depths"], channels["localCoordinates"][clusters["channels"], 1]
-        )
-        assert channels["mlapdv"].shape == (384, 3)
-        assert channels["mlapdv"][0, 2] < channels["mlapdv"][-1, 2]  # channel 0 is at the tip
+    collection = "alf/probe01/pykilosort"
+    spikes = one.load_object(eid, "spikes", collection=collection)
+    clusters = one.load_object(eid, "clusters", collection=collection)
+    channels = one.load_object(eid, "channels", collection=collection)
+    assert (np.diff(spikes["times"]) >= 0).all()
+    assert len(clusters["uuids"]) == len(clusters["metrics"]) == 6
+    counts = np.bincount(spikes["clusters"], minlength=6)
+    np.testing.assert_array_equal(counts, clusters["metrics"]["spike_count"])
+    assert set(np.round(clusters["metrics"]["label"] * 3, 6)) <= {0, 1, 2, 3}
+    np.testing.assert_array_equal(clusters["depths"], channels["localCoordinates"][clusters["channels"], 1])
+    assert channels["mlapdv"].shape == (384, 3)
+    assert channels["mlapdv"][0, 2] < channels["mlapdv"][-1, 2]  # channel 0 is at the tip
 
 
 def test_files_are_those_of_a_real_session(folder):
@@ -247,7 +244,7 @@ def test_choices_improve_with_contrast_and_follow_the_block(long_session):
 def test_trials_table_holds_together(long_session):
     trials = long_session[0].trials
     go = trials.query("choice != 0")
-    assert 0 < len(trials) - len(go) < 30
+    assert 0 < len(trials) - len(go) < 15
     reaction_s = go["firstMovement_times"] - go["stimOn_times"]
     assert 0 < reaction_s.isna().mean() < 0.05
     assert 0.01 < (reaction_s < 0.08).mean() < 0.06 and 0.002 < (reaction_s > 2).mean() < 0.05
@@ -294,7 +291,7 @@ def test_spikes_are_poisson_with_the_true_rates(long_session):
 def test_rates_given_behavior_are_the_mean_over_what_is_not_observed(monkeypatch):
     # Strong, and fast enough that a session averages over them.
     monkeypatch.setattr(simulated_mouse, "SHARED_FLUCTUATIONS", ((0.25, 0.2, 0.4), (0.25, 0.2, 0.4)))
-    behavior = behave(np.random.default_rng(1), 1000)
+    behavior = behave(np.random.default_rng(1), 600)
     neurons = fire(np.random.default_rng(2), behavior, np.tile(REGIONS, 5))
     rates, given_all = np.exp(neurons.log_rates_behavior), np.exp(neurons.log_rates_full)
     trials = behavior.trials
@@ -302,8 +299,8 @@ def test_rates_given_behavior_are_the_mean_over_what_is_not_observed(monkeypatch
         for prior in (0.2, 0.5, 0.8):
             group = ((trials["choice"] == choice) & (trials["probabilityLeft"] == prior)).to_numpy()
             for bins in (slice(0, 25), slice(25, 40), slice(40, 60), slice(60, 100)):
-                ratio = given_all[group, bins].sum() / rates[group, bins].sum()
-                assert ratio == pytest.approx(1, abs=0.08), (choice, prior, bins)
+                per_trial = (given_all - rates)[group, bins].sum((1, 2))
+                assert abs(stats.ttest_1samp(per_trial, 0).statistic) < 4, (choice, prior, bins)
     per_unit = given_all.sum((0, 1)) / rates.sum((0, 1))
     assert per_unit == pytest.approx(np.ones(25), abs=0.05)
 
@@ -311,7 +308,7 @@ def test_rates_given_behavior_are_the_mean_over_what_is_not_observed(monkeypatch
 def test_probability_of_the_stimulus_given_behavior_is_calibrated():
     side, contrast = states()
     left, weak, p_left, p_weak = [], [], [], []
-    for seed in range(8):
+    for seed in range(6):
         behavior = behave(np.random.default_rng(seed), 600)
         left.append(behavior.trials["side"] == 1)
         weak.append(behavior.trials["contrast"] < 0.1)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from scipy.ndimage import maximum_filter1d
 from scipy.signal import lfilter
 from scipy.special import expit
 from scipy.stats import lognorm, loguniform
@@ -306,28 +307,32 @@ def _fluctuation(rng: np.random.Generator, steps: int, count: int, time_constant
 
 # Response: the group that says how likely a neuron of a region has it, and its gain on the log rate.
 BEHAVIOR_FEATURES = {
-    "block_left": ("block", 0.3),
-    "block_right": ("block", 0.3),
-    "block_unbiased": ("block", 0.3),
-    "ramp_left": ("choice", 0.4),
-    "ramp_right": ("choice", 0.4),
+    "block_left": ("block", 0.23),
+    "block_right": ("block", 0.23),
+    "block_unbiased": ("block", 0.23),
+    "ramp_left": ("choice", 0.5),
+    "ramp_right": ("choice", 0.5),
     "ramp": ("choice", 0.6),
     "ramp_expected_choice": ("choice", 0.5),
     "turn_left_until_feedback": ("choice", 0.22),
     "turn_right_until_feedback": ("choice", 0.22),
+    "vigour_ramp": ("choice", 0.8),
     "rebound": ("choice", 0.6),
-    "speed": ("movement", 0.7),
+    "speed": ("movement", 0.4),
+    "slow_turn": ("movement", 0.9),
+    "middle_speed": ("movement", 0.9),
     "fast_turn": ("movement", 0.9),
-    "any_turn_late": ("movement", 0.6),
-    "middle_speed": ("movement", 0.8),
-    "acceleration": ("movement", 0.9),
-    "deceleration": ("movement", 0.7),
+    "first_turn": ("movement", 0.9),
+    "later_turn": ("movement", 0.9),
+    "acceleration": ("movement", 0.8),
+    "stop": ("movement", 0.9),
     "speed_left": ("movement", 0.25),
     "speed_right": ("movement", 0.25),
-    "whisking": ("whisking", 0.55),
-    "strong_whisking": ("whisking", 0.65),
-    "whisking_slow": ("whisking", 0.5),
-    "whisking_still": ("whisking", 0.6),
+    "whisking_slow": ("whisking", 0.4),
+    "middle_whisking": ("whisking", 0.8),
+    "strong_whisking": ("whisking", 0.7),
+    "whisking_turning": ("whisking", 0.8),
+    "whisking_still": ("whisking", 0.7),
 }
 HIDDEN_FEATURES = {
     "stimulus_left_fast": ("stimulus_fast", 1.1),
@@ -373,6 +378,11 @@ def _smoothed(values: np.ndarray, time_constant_s: float) -> np.ndarray:
     return lfilter([1 - keep], [1, -keep], values)
 
 
+def _tuned(values: np.ndarray, preferred: float, width: float) -> np.ndarray:
+    """Gaussian tuning curve."""
+    return np.exp(-(((values - preferred) / width) ** 2) / 2)
+
+
 def _since(time: np.ndarray, event: np.ndarray) -> np.ndarray:
     """Time since the event of the trial; -10 s stands for an event that never comes."""
     return np.where(np.isfinite(event), time - np.where(np.isfinite(event), event, 0), -10.0)
@@ -387,6 +397,8 @@ def behavior_features(behavior: Behavior, time: np.ndarray, trial: np.ndarray) -
     from_feedback = time - trials["response_times"].to_numpy()[trial]
     speed = np.abs(behavior.wheel_velocity).reshape(len(time), -1).mean(1)
     change = np.gradient(speed, GRID_S)
+    past_speed = _shifted(_smoothed(speed, 0.4), 0.1)
+    coming_speed = _shifted(maximum_filter1d(speed, 41), -0.2)  # the highest of the next 0.4 s
     whisking = behavior.whisking
 
     expecting = 0.35 + 0.65 * np.exp(-from_movement.clip(0) / 0.2)
@@ -407,18 +419,22 @@ def behavior_features(behavior: Behavior, time: np.ndarray, trial: np.ndarray) -
         "ramp_expected_choice": expected_choice * slow_ramp,
         "turn_left_until_feedback": (choice == 1) * turning,
         "turn_right_until_feedback": (choice == -1) * turning,
+        "vigour_ramp": slow_ramp * np.tanh(coming_speed / 3),
         "rebound": _pulse(from_movement - 0.3, 0.15),
         "speed": np.tanh(speed / 0.8),
+        "slow_turn": _tuned(_shifted(speed, 0.04), 0.5, 0.2),
+        "middle_speed": _tuned(_shifted(speed, 0.02), 1.5, 0.4),
         "fast_turn": expit((_shifted(speed, -0.05) - 2.5) / 0.4),
-        "any_turn_late": np.tanh(_shifted(_smoothed(speed, 0.08), 0.06) / 0.3),
-        "middle_speed": np.exp(-(((_shifted(speed, 0.02) - 1.5) / 0.5) ** 2) / 2),
+        "first_turn": np.tanh(speed / 0.8) * np.exp(-past_speed / 0.3),
+        "later_turn": np.tanh(speed / 0.8) * (1 - np.exp(-past_speed / 0.3)),
         "acceleration": np.tanh(_shifted(change, -0.06).clip(0) / 12),
-        "deceleration": np.tanh(_shifted(-change, 0.03).clip(0) / 12),
+        "stop": np.tanh(_smoothed(speed, 0.1) / 0.5) * np.exp(-speed / 0.15),
         "speed_left": (choice == 1) * steering * leading_speed,
         "speed_right": (choice == -1) * steering * leading_speed,
-        "whisking": np.tanh(_shifted(whisking, -0.04) / 0.7),
-        "strong_whisking": expit((_shifted(whisking, 0.02) - 1.4) / 0.2),
         "whisking_slow": np.tanh(_smoothed(whisking, 0.3) / 0.6),
+        "middle_whisking": _tuned(_shifted(whisking, -0.04), 0.7, 0.2),
+        "strong_whisking": expit((_shifted(whisking, 0.02) - 1.4) / 0.2),
+        "whisking_turning": np.tanh(_shifted(whisking, -0.02) / 0.5) * np.tanh(speed / 0.8),
         "whisking_still": np.tanh(whisking / 0.5) * np.exp(-_smoothed(speed, 0.05) / 0.2),
     }
     return np.stack([features[name] for name in BEHAVIOR_FEATURES], 1).astype(np.float32)
