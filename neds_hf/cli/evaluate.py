@@ -8,7 +8,7 @@ from neds_hf.errors import NEDSError
 from neds_hf.training.console import print_scores
 from neds_hf.training.fit import score_split
 from neds_hf.training.runs import environment, write_json
-from neds_hf.training.sessions import load_model, mean_table, open_recordings
+from neds_hf.training.sessions import check_fits, load_model, mean_table, open_recordings
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -32,6 +32,7 @@ def main(argv: list[str] | None = None) -> None:
             f"{arguments.dataset}; `neds finetune` adapts it"
         )
     recordings = recordings.only(sessions)
+    check_fits(processor, recordings)
     scores = score_split(model, processor, recordings, arguments.split, arguments.batch_size)
     write_json(
         arguments.output,

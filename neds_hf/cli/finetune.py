@@ -1,14 +1,13 @@
 """``neds finetune``: adapt a model to new animals."""
 
-import sys
 from dataclasses import dataclass, field
 
-from transformers import HfArgumentParser, set_seed
+from transformers import set_seed
 
-from neds_hf.errors import NEDSError
-from neds_hf.training.arguments import NEDSTrainingArguments
+from neds_hf.training.arguments import parse_training_command
 from neds_hf.training.console import print_scores
-from neds_hf.training.fit import check_run_folder, configuration_of, fit
+from neds_hf.training.fit import configuration_of, fit
+from neds_hf.training.runs import fingerprint_of
 from neds_hf.training.sessions import STRATEGIES, add_sessions, freeze, load_model, open_recordings
 
 
@@ -29,19 +28,18 @@ class FinetuneArguments:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = HfArgumentParser(
-        (FinetuneArguments, NEDSTrainingArguments), prog="neds finetune", description=__doc__
-    )
-    arguments, args = parser.parse_args_into_dataclasses(args=sys.argv[1:] if argv is None else argv)
-    check_run_folder(args)
-    if not arguments.session:
-        raise NEDSError("--session needs at least one session id")
+    arguments, args = parse_training_command(FinetuneArguments, "finetune", __doc__, argv)
     recordings = open_recordings(arguments.dataset).only(arguments.session)
     set_seed(args.seed)
     model, processor = load_model(arguments.model)
+    configuration = configuration_of(
+        args,
+        recordings,
+        command="finetune",
+        model=arguments.model,
+        model_fingerprint=fingerprint_of(model),
+        strategy=arguments.strategy,
+    )
     add_sessions(model, processor, recordings)
     freeze(model, arguments.strategy)
-    configuration = configuration_of(
-        args, recordings, command="finetune", model=arguments.model, strategy=arguments.strategy
-    )
     print_scores(fit(model, processor, recordings, args, configuration))

@@ -6,13 +6,13 @@ from pathlib import Path
 import numpy as np
 from torch.utils.data import DataLoader
 
-from neds_hf.data.arrays import read_arrays
+from neds_hf.data.arrays import array_names, read_arrays
 from neds_hf.data.schema import IBL_BEHAVIORS, SPLITS, ConversionOptions
 from neds_hf.errors import NEDSError
 from neds_hf.models import NEDSProcessor
 from neds_hf.training.fit import split_loader
 from neds_hf.training.inference import TASKS, predict
-from neds_hf.training.sessions import load_model, open_recordings
+from neds_hf.training.sessions import check_fits, load_model, open_recordings
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -21,7 +21,7 @@ def main(argv: list[str] | None = None) -> None:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--dataset", help="folder written by `neds build`, or a dataset id on the Hub")
     source.add_argument("--arrays", type=Path, help=".npz trial arrays of a session that the model knows")
-    parser.add_argument("--split", default="test", choices=SPLITS, help="of the dataset (default: test)")
+    parser.add_argument("--split", choices=SPLITS, help="of the dataset (default: test)")
     parser.add_argument("--session", help="session of the dataset; needed where it has several")
     parser.add_argument("--task", required=True, choices=TASKS, help="encoding: spikes; decoding: behaviours")
     parser.add_argument("--output", type=Path, required=True, help=".npz file to write")
@@ -30,9 +30,11 @@ def main(argv: list[str] | None = None) -> None:
 
     model, processor = load_model(arguments.model)
     if arguments.arrays:
-        session, trial_index, unit_index, loader = from_arrays(
-            processor, arguments.arrays, arguments.batch_size
-        )
+        if arguments.split or arguments.session:
+            raise NEDSError(
+                "--split and --session are of a --dataset; --arrays are one session, predicted whole"
+            )
+        session, trial_index, unit_index, loader = from_arrays(processor, arguments)
     else:
         session, trial_index, unit_index, loader = from_dataset(processor, arguments)
     predictions = predict(model, processor, loader, arguments.task, progress="predict")
@@ -60,52 +62,60 @@ def from_dataset(processor: NEDSProcessor, arguments) -> tuple[str, np.ndarray, 
     session = arguments.session or recordings.session_ids[0]
     recordings = recordings.only([session])
     check_known(processor, session)
-    trials = recordings.trials(session, arguments.split)
+    check_fits(processor, recordings)
+    split = arguments.split or "test"
+    trials = recordings.trials(session, split)
     units = np.arange(trials.spike_counts.shape[2], dtype=np.int32)
-    loader = split_loader(processor, recordings, arguments.split, arguments.batch_size)
+    loader = split_loader(processor, recordings, split, arguments.batch_size)
     return session, trials.trial_index, units, loader
 
 
-def from_arrays(
-    processor: NEDSProcessor, path: Path, batch_size: int
-) -> tuple[str, np.ndarray, np.ndarray, DataLoader]:
+def from_arrays(processor: NEDSProcessor, arguments) -> tuple[str, np.ndarray, np.ndarray, DataLoader]:
     """The same of trial arrays, with the units that the model knows, in its order."""
-    named = [name for name in processor.behaviors if name not in IBL_BEHAVIORS]
+    path, there = arguments.arrays, array_names(arguments.arrays)
+    named = [name for name in processor.behaviors if name in there and name not in IBL_BEHAVIORS]
     classes = {name: tuple(given) for name, given in processor.behaviors.items() if given is not None}
     recording = read_arrays(path, ConversionOptions(), named, classes)
     check_known(processor, recording.session)
     found = (recording.spike_counts.shape[1], recording.bin_size_s, recording.window_s[0])
     expected = (processor.num_bins, processor.bin_size_s, processor.window_start_s)
-    if not np.allclose(found, expected):
-        raise NEDSError(f"{path} has (bins, bin size, window start) {found}, the model {expected}")
+    if not np.allclose(found, expected) or recording.align_event != processor.align_event:
+        raise NEDSError(
+            f"{path} has (bins, bin size, window start, event) {(*found, recording.align_event)}, "
+            f"the model {(*expected, processor.align_event)}"
+        )
+    if len(recording.trial_index) == 0:
+        raise NEDSError(f"{path} has no trial left: {recording.dropped_trials}")
     places = {uuid: place for place, uuid in enumerate(recording.units["uuid"])}
     wanted = processor.session(recording.session)["units"]
     missing = [uuid for uuid in wanted if uuid not in places]
     if missing:
         raise NEDSError(f"{path} lacks {len(missing)} of the model's {len(wanted)} units: {missing[0]}, ...")
     unit_index = np.array([places[uuid] for uuid in wanted], np.int32)
-    behaviors = {
-        name: values
-        for name, values in {**recording.continuous, **recording.categorical}.items()
-        if name in processor.behaviors
-    }
-    rows = range(len(recording.trial_index))
+    behaviors = {}
+    if arguments.task == "encoding":
+        recorded = {**recording.continuous, **recording.categorical}
+        behaviors = {name: values for name, values in recorded.items() if name in processor.behaviors}
+        if not behaviors:
+            raise NEDSError(
+                f"{path} has none of the behaviours to encode from: {', '.join(processor.behaviors)}"
+            )
 
     def collate(trials: list[int]) -> dict:
-        return dict(
-            processor(
-                recording.session,
-                recording.spike_counts[trials][:, :, unit_index],
-                {name: values[trials] for name, values in behaviors.items()},
+        try:
+            return dict(
+                processor(
+                    recording.session,
+                    recording.spike_counts[trials][:, :, unit_index],
+                    {name: values[trials] for name, values in behaviors.items()},
+                )
             )
-        )
+        except ValueError as error:
+            raise NEDSError(f"{path}: {error}") from error
 
-    return (
-        recording.session,
-        recording.trial_index,
-        unit_index,
-        DataLoader(rows, batch_size=batch_size, collate_fn=collate),
-    )
+    rows = range(len(recording.trial_index))
+    loader = DataLoader(rows, batch_size=arguments.batch_size, collate_fn=collate)
+    return recording.session, recording.trial_index, unit_index, loader
 
 
 def check_known(processor: NEDSProcessor, session: str) -> None:

@@ -1,17 +1,21 @@
 """``neds pretrain``: train a model on many sessions."""
 
-import sys
+import json
 from dataclasses import dataclass, field
 
-from transformers import HfArgumentParser, set_seed
+from huggingface_hub.errors import StrictDataclassError
+from transformers import set_seed
 
 from neds_hf.errors import NEDSError
 from neds_hf.models import NEDSConfig, NEDSModel
 from neds_hf.models.configuration_neds import PRESETS
-from neds_hf.training.arguments import NEDSTrainingArguments
+from neds_hf.training.arguments import parse_training_command
 from neds_hf.training.console import print_scores
-from neds_hf.training.fit import check_run_folder, configuration_of, fit
+from neds_hf.training.fit import configuration_of, fit
 from neds_hf.training.sessions import new_processor, open_recordings
+
+# What the data say of the configuration.
+FROM_DATA = ("session_ids", "unit_counts", "modalities", "num_bins")
 
 
 @dataclass
@@ -28,16 +32,12 @@ class PretrainArguments:
     )
     set: list[str] | None = field(
         default=None,
-        metadata={"help": "NAME=VALUE of NEDSConfig instead of the preset's, such as mask_ratio=0.3."},
+        metadata={"help": "NAME=VALUE of NEDSConfig instead of the preset's: mask_ratio=0.3 hidden_size=64."},
     )
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = HfArgumentParser(
-        (PretrainArguments, NEDSTrainingArguments), prog="neds pretrain", description=__doc__
-    )
-    arguments, args = parser.parse_args_into_dataclasses(args=sys.argv[1:] if argv is None else argv)
-    check_run_folder(args)
+    arguments, args = parse_training_command(PretrainArguments, "pretrain", __doc__, argv)
     recordings = open_recordings(arguments.dataset, arguments.dataset_config)
     if arguments.sessions:
         recordings = recordings.only(arguments.sessions)
@@ -46,16 +46,15 @@ def main(argv: list[str] | None = None) -> None:
     try:
         config = NEDSConfig.from_preset(
             arguments.preset,
-            **{
-                "session_ids": processor.session_ids,
-                "unit_counts": [len(session["units"]) for session in processor.sessions],
-                "modalities": processor.modalities,
-                "num_bins": processor.num_bins,
-                **overrides(arguments.set or []),
-            },
+            session_ids=processor.session_ids,
+            unit_counts=[len(session["units"]) for session in processor.sessions],
+            modalities=processor.modalities,
+            num_bins=processor.num_bins,
+            **overrides(arguments.set or []),
         )
-    except (ValueError, TypeError) as error:
-        raise NEDSError(f"the model cannot be configured so: {error}") from error
+    except (ValueError, TypeError, StrictDataclassError) as error:
+        reason = " ".join(str(error).split())
+        raise NEDSError(f"the model cannot be configured so: {reason}") from error
     model = NEDSModel(config)
     for session in processor.session_ids:
         model.set_mean_counts(session, processor.mean_counts(session))
@@ -64,17 +63,20 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def overrides(pairs: list[str]) -> dict:
-    """`NAME=VALUE` pairs of configuration values, as YAML reads the values.
+    """`NAME=VALUE` pairs of configuration values; a value that is not JSON is text.
 
     Raises:
-        NEDSError: Not such a pair, or no such name.
+        NEDSError: Not such a pair, no such name, or a name whose value the data give.
     """
-    import yaml
-
     values = {}
     for pair in pairs:
         name, equals, value = pair.partition("=")
-        if not equals or name not in NEDSConfig.__dataclass_fields__:
-            raise NEDSError(f"--set takes NAME=VALUE with a name of NEDSConfig, not {pair!r}")
-        values[name] = yaml.safe_load(value)
+        if not equals or name not in NEDSConfig.__dataclass_fields__ or name in FROM_DATA:
+            raise NEDSError(
+                f"--set takes NAME=VALUE with a name of NEDSConfig that the data do not give, not {pair!r}"
+            )
+        try:
+            values[name] = json.loads(value)
+        except json.JSONDecodeError:
+            values[name] = value
     return values

@@ -174,6 +174,11 @@ def array_sources(
     return sources, options, {name: classes.get(name) for name in kinds}
 
 
+def array_names(path: str | Path) -> list[str]:
+    """Names of the arrays that a file holds."""
+    return list(_open(Path(path)))
+
+
 def has_reaction_times(path: str | Path) -> bool:
     """Whether the file has the `reaction_time_s` that the reaction-time limits apply to."""
     return "reaction_time_s" in _open(Path(path))

@@ -1,9 +1,12 @@
-"""`TrainingArguments` with NEDS's defaults."""
+"""`TrainingArguments` with NEDS's defaults, and the command line of what trains."""
 
+import sys
 from dataclasses import dataclass, field
 
 import torch
-from transformers import TrainingArguments
+from transformers import HfArgumentParser, TrainingArguments
+
+from neds_hf.errors import NEDSError
 
 
 @dataclass
@@ -14,9 +17,7 @@ class NEDSTrainingArguments(TrainingArguments):
     `cosine` with warm-up draws; the model kept is the one with the best mean of the five metrics on validation.
     """
 
-    output_dir: str | None = field(
-        default=None, metadata={"help": "Folder of the run and of the model.", "aliases": ["--output"]}
-    )
+    output_dir: str = field(metadata={"help": "Folder of the run and of the model.", "aliases": ["--output"]})
     learning_rate: float = field(default=2e-3, metadata={"help": "Peak learning rate of AdamW."})
     weight_decay: float = field(default=0.01, metadata={"help": "Of the matrices; never of units' rows."})
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "Learning-rate schedule."})
@@ -36,3 +37,19 @@ class NEDSTrainingArguments(TrainingArguments):
     )
     remove_unused_columns: bool = field(default=False, metadata={"help": "The collator needs the columns."})
     report_to: None | str | list[str] = field(default="none", metadata={"help": "Loggers."})  # noqa: RUF036
+    hub_strategy: str = field(default="end", metadata={"help": "When to push, with --push_to_hub."})
+
+
+def parse_training_command(
+    kind: type, name: str, description: str, argv: list[str] | None
+) -> tuple[object, NEDSTrainingArguments]:
+    """The arguments of `neds NAME`: those of the dataclass `kind`, and how to train.
+
+    Raises:
+        NEDSError: An unknown argument, or training arguments that do not go together.
+    """
+    parser = HfArgumentParser((kind, NEDSTrainingArguments), prog=f"neds {name}", description=description)
+    try:
+        return parser.parse_args_into_dataclasses(args=sys.argv[1:] if argv is None else argv)
+    except (ValueError, OSError) as error:
+        raise NEDSError(str(error)) from error

@@ -14,7 +14,7 @@ from neds_hf.training.arguments import NEDSTrainingArguments
 from neds_hf.training.inference import score
 from neds_hf.training.runs import finish_run, last_checkpoint, start_run, write_json
 from neds_hf.training.sessions import Recordings, mean_table
-from neds_hf.training.trainer import NEDSTrainer
+from neds_hf.training.trainer import NEDSTrainer, global_batch_size
 
 # Of the training arguments, those that change the result; the rest may differ when a run goes on.
 TRAINED_WITH = (
@@ -22,16 +22,22 @@ TRAINED_WITH = (
     "adam_beta2",
     "adam_epsilon",
     "bf16",
+    "data_seed",
+    "eval_steps",
+    "eval_strategy",
     "fp16",
+    "greater_is_better",
     "learning_rate",
+    "load_best_model_at_end",
+    "lr_scheduler_kwargs",
     "lr_scheduler_type",
     "max_grad_norm",
     "max_steps",
     "metric_for_best_model",
     "num_train_epochs",
     "optim",
+    "optim_args",
     "seed",
-    "train_batch_size",
     "warmup_steps",
     "weight_decay",
 )
@@ -39,27 +45,13 @@ TRAINED_WITH = (
 
 def configuration_of(args: NEDSTrainingArguments, recordings: Recordings, **rest) -> dict:
     """What makes a run what it is: its settings, the sessions, and the data's fingerprint."""
-    settings = {name: getattr(args, name) for name in TRAINED_WITH if name != "train_batch_size"}
-    settings["train_batch_size"] = (
-        args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-    )
     return {
         **rest,
-        **settings,
+        **{name: getattr(args, name) for name in TRAINED_WITH},
+        "train_batch_size": global_batch_size(args),
         "sessions": recordings.session_ids,
         "data_fingerprint": recordings.fingerprint,
     }
-
-
-def check_run_folder(args: NEDSTrainingArguments) -> Path:
-    """The folder of the run.
-
-    Raises:
-        NEDSError: None was given.
-    """
-    if args.output_dir is None:
-        raise NEDSError("--output FOLDER is needed: where the run and its model go")
-    return Path(args.output_dir)
 
 
 def fit(
@@ -78,15 +70,15 @@ def fit(
         Session to its test metrics; empty without a test split.
 
     Raises:
-        NEDSError: The folder holds a run of another configuration.
+        NEDSError: The folder holds this very run, finished, or a run of another configuration.
     """
-    folder = check_run_folder(args)
+    folder = Path(args.output_dir)
     logging.disable_progress_bar()  # of weights being read and written: a few milliseconds
     with args.main_process_first(desc="run file"):
         if start_run(folder, configuration):
             raise NEDSError(f"{folder} holds this very run, finished; choose another --output to repeat it")
+        checkpoint = args.resume_from_checkpoint or last_checkpoint(folder)
     trainer = NEDSTrainer(model, args, processor, recordings)
-    checkpoint = args.resume_from_checkpoint or last_checkpoint(folder)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     trainer.save_model()
     trainer.save_state()
@@ -96,7 +88,6 @@ def fit(
             scores = score_split(model, processor, recordings, "test", args.per_device_eval_batch_size)
         write_json(folder / "metrics.json", {"mean": mean_table(scores), "sessions": scores})
         finish_run(folder, {"best_validation": trainer.state.best_metric, "test": mean_table(scores)})
-        (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle; run.json says it
         for rest in folder.glob("checkpoint-*"):
             shutil.rmtree(rest)
     if args.push_to_hub:

@@ -1,10 +1,14 @@
 """What a run writes beside its result, and how one that was cut off goes on."""
 
+import hashlib
 import json
+import math
 import os
 import platform
+import reprlib
 import shutil
 import time
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
@@ -14,6 +18,15 @@ from neds_hf.errors import NEDSError
 
 LIBRARIES = ("neds_hf", "torch", "transformers", "datasets", "accelerate", "numpy")
 RUN_FILE = "run.json"
+
+# What the Trainer silently goes on without, or starts anew, where a checkpoint lacks it.
+CHECKPOINT_FILES = (
+    "model.safetensors",
+    "optimizer.pt",
+    "scheduler.pt",
+    "rng_state*.pth",
+    "trainer_state.json",
+)
 
 
 def environment() -> dict:
@@ -30,18 +43,34 @@ def environment() -> dict:
 
 
 def write_json(path: Path, content: dict) -> None:
-    """Write a file that is either there and whole, or not there."""
+    """Write a file that is either there and whole, or not there. What is not finite becomes null."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(path.name + ".unfinished")
-    unfinished.write_text(json.dumps(content, indent=2) + "\n")
+    unfinished.write_text(json.dumps(_finite_or_none(content), indent=2, allow_nan=False) + "\n")
     unfinished.replace(path)
+
+
+def _finite_or_none(content):
+    if isinstance(content, dict):
+        return {name: _finite_or_none(value) for name, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_finite_or_none(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
+
+
+def fingerprint_of(model: torch.nn.Module) -> str:
+    """Hash of the weights."""
+    digest = hashlib.sha256()
+    for weight in model.state_dict().values():
+        digest.update(weight.float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def start_run(folder: Path, configuration: dict) -> bool:
     """Note the configuration of a run; return True where the folder holds the same run already, finished.
 
     Raises:
-        NEDSError: The folder holds a run of another configuration.
+        NEDSError: The folder holds a run of another configuration, or checkpoints of something else.
     """
     path = folder / RUN_FILE
     configuration = json.loads(json.dumps(configuration, default=str))
@@ -49,19 +78,26 @@ def start_run(folder: Path, configuration: dict) -> bool:
         previous = json.loads(path.read_text())
         before = previous["configuration"]
         if before != configuration:
-            changed = sorted(
-                name for name in {*before, *configuration} if before.get(name) != configuration.get(name)
-            )
-            raise NEDSError(
-                f"{folder} holds a run with other settings: "
-                + ", ".join(
-                    f"{n} {before.get(n)!r} there, {configuration.get(n)!r} asked for" for n in changed
-                )
-                + "; choose another --output"
-            )
+            changed = ", ".join(_differences(before, configuration))
+            raise NEDSError(f"{folder} holds a run with other settings: {changed}; choose another --output")
         return "finished" in previous
+    if any(folder.glob("checkpoint-*")):
+        raise NEDSError(
+            f"{folder} holds checkpoints, but no {RUN_FILE} says of what; choose another --output"
+        )
     write_json(path, {"configuration": configuration, **environment(), "started": time.time()})
     return False
+
+
+def _differences(before: dict, now: dict, prefix: str = "") -> Iterator[str]:
+    short = reprlib.Repr()
+    short.maxstring = 200
+    for name in sorted({*before, *now}):
+        there, asked = before.get(name), now.get(name)
+        if isinstance(there, dict) and isinstance(asked, dict):
+            yield from _differences(there, asked, f"{prefix}{name}.")
+        elif there != asked:
+            yield f"{prefix}{name} {short.repr(there)} there, {short.repr(asked)} asked for"
 
 
 def finish_run(folder: Path, results: dict) -> None:
@@ -71,11 +107,21 @@ def finish_run(folder: Path, results: dict) -> None:
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """The newest whole checkpoint of a run. One whose writing was cut off has no state, and is removed."""
+    """The newest whole checkpoint of a run. One whose writing or removal was cut off is removed."""
     whole = []
     for checkpoint in folder.glob("checkpoint-*"):
-        if (checkpoint / "trainer_state.json").exists():
+        if _is_whole(checkpoint):
             whole.append(checkpoint)
         else:
             shutil.rmtree(checkpoint)
     return max(whole, key=lambda checkpoint: int(checkpoint.name.split("-")[1]), default=None)
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    if not all(any(checkpoint.glob(name)) for name in CHECKPOINT_FILES):
+        return False
+    try:  # the state is written last
+        json.loads((checkpoint / "trainer_state.json").read_text())
+    except json.JSONDecodeError:
+        return False
+    return True

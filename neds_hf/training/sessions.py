@@ -137,14 +137,21 @@ def load_model(source: str) -> tuple[NEDSModel, NEDSProcessor]:
         source: Model folder, or the id of a model repository on the Hub.
 
     Raises:
-        NEDSError: There is no such model.
+        NEDSError: There is no such model, or it is another model than NEDS.
     """
     if not Path(source).exists() and source.count("/") != 1:
         raise NEDSError(f"no model folder {source}")
     try:
-        return NEDSModel.from_pretrained(source), NEDSProcessor.from_pretrained(source)
-    except OSError as error:
-        raise NEDSError(f"{source} is no model folder and no model on the Hub: {error}") from error
+        model, loading = NEDSModel.from_pretrained(source, output_loading_info=True)
+        processor = NEDSProcessor.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise NEDSError(f"{source} is no model folder and no model on the Hub: {reason}") from error
+    if loading["missing_keys"] or processor.session_ids != model.config.session_ids:
+        raise NEDSError(
+            f"{source} is no NEDS model: its weights or its sessions are not those of its config.json"
+        )
+    return model, processor
 
 
 def new_processor(recordings: Recordings) -> NEDSProcessor:
@@ -154,12 +161,8 @@ def new_processor(recordings: Recordings) -> NEDSProcessor:
     order.
     """
     behaviors = behaviors_of(recordings.features)
-    train = recordings.split("train").with_format("arrow")
-    behaviors = {
-        name: classes
-        for name, classes in behaviors.items()
-        if train.data.column(name).null_count < len(train.data.column(name))
-    }
+    train = recordings.split("train").select_columns(list(behaviors)).with_format("arrow")[:]
+    behaviors = {name: c for name, c in behaviors.items() if train[name].null_count < len(train)}
     ibl = [modality["name"] for modality in IBL_MODALITIES]
     modalities = [dict(IBL_MODALITIES[0])]
     for name in sorted(behaviors, key=lambda name: ibl.index(name) if name in ibl else len(ibl)):
@@ -180,11 +183,11 @@ def new_processor(recordings: Recordings) -> NEDSProcessor:
     return processor
 
 
-def add_sessions(model: NEDSModel, processor: NEDSProcessor, recordings: Recordings) -> list[str]:
-    """Bring the sessions of `recordings` that are new to model and processor; return their ids.
+def check_fits(processor: NEDSProcessor, recordings: Recordings) -> None:
+    """Make sure that the recordings mean what the model was trained on.
 
     Raises:
-        NEDSError: The recordings have other bins, or other units of a session than the model knows.
+        NEDSError: They have other bins, other classes of a behaviour, or other units of a session.
     """
     for row in recordings.sessions.itertuples():
         found = (row.num_bins, round(row.bin_size_s, 6), round(row.window_start_s, 6), row.align_event)
@@ -199,10 +202,31 @@ def add_sessions(model: NEDSModel, processor: NEDSProcessor, recordings: Recordi
                 f"session {row.session} has (bins, bin size, window start, event) {found}, "
                 f"the model was trained with {expected}"
             )
+    for name, classes in behaviors_of(recordings.features).items():
+        found, expected = classes and list(classes), processor.behaviors.get(name)
+        if name in processor.behaviors and found != expected:
+            raise NEDSError(
+                f"{name} is {found or 'continuous'} in {recordings.source}, "
+                f"the model was trained with {expected or 'continuous'}"
+            )
+    for session in recordings.session_ids:
+        if session in processor.session_ids:
+            found, expected = recordings.unit_ids(session), processor.session(session)["units"]
+            if found != expected:
+                raise NEDSError(
+                    f"session {session} has other units in {recordings.source} than in the model: "
+                    f"{len(found)} there, {len(expected)} in the model, {len(set(found) & set(expected))} of both"
+                )
+
+
+def add_sessions(model: NEDSModel, processor: NEDSProcessor, recordings: Recordings) -> list[str]:
+    """Bring the sessions of `recordings` that are new to model and processor; return their ids.
+
+    Raises:
+        NEDSError: The recordings do not fit the model (`check_fits`), or a behaviour never changes.
+    """
+    check_fits(processor, recordings)
     new = [session for session in recordings.session_ids if session not in processor.session_ids]
-    for session in set(recordings.session_ids) - set(new):
-        if processor.session(session)["units"] != recordings.unit_ids(session):
-            raise NEDSError(f"session {session} has other units in {recordings.source} than in the model")
     for session in new:
         _add_statistics(processor, recordings, session)
         model.add_sessions(

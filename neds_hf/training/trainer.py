@@ -4,24 +4,34 @@ Any other `Trainer` trains the model as well; this one adds:
 
 - Masks depend on the seed, the step and the trial's place in the global batch only, so that processes,
   gradient accumulation and resuming do not change them.
+- An epoch is a whole number of global batches: other random trials sit out in every epoch, at most one batch less
+  one. Else the last step's trials would count more, and differently so on several processes.
 - Evaluation encodes and decodes every trial and streams the metrics; only sums are gathered.
 - Units' rows and sessions' embeddings are not decayed: those of the sessions that a run does not train on stay
   what they were.
 """
 
+from pathlib import Path
+
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader, RandomSampler, Sampler, Subset
 from transformers import PreTrainedModel, ProgressCallback, Trainer
 from transformers.trainer_utils import EvalLoopOutput
 
 from neds_hf.data.collator import ArrowTrials, NEDSCollator
+from neds_hf.errors import NEDSError
 from neds_hf.models.masking_neds import num_uniform, sample_masks
 from neds_hf.models.modeling_neds import Table
 from neds_hf.models.processing_neds import NEDSProcessor
 from neds_hf.training.arguments import NEDSTrainingArguments
 from neds_hf.training.inference import score_batches, sums_of
 from neds_hf.training.sessions import Recordings, mean_table
+
+
+def global_batch_size(args: NEDSTrainingArguments) -> int:
+    """Trials of one optimizer step, over all processes."""
+    return args.train_batch_size * args.gradient_accumulation_steps * args.world_size
 
 
 class OneLineProgress(ProgressCallback):
@@ -49,7 +59,7 @@ class NEDSTrainer(Trainer):
         model: The model; knows all sessions of `recordings`.
         args: Where and how to train.
         processor: Of the model. Saved with it.
-        recordings: What to train on. Without it, only `evaluate` with a split works.
+        recordings: What to train on.
     """
 
     def __init__(
@@ -82,7 +92,22 @@ class NEDSTrainer(Trainer):
     def _save(self, output_dir=None, state_dict=None) -> None:
         # Not as processing_class: the Trainer takes every processor to hold a tokenizer.
         super()._save(output_dir, state_dict)
-        self.processor.save_pretrained(output_dir or self.args.output_dir)
+        folder = output_dir or self.args.output_dir
+        self.processor.save_pretrained(folder)
+        (Path(folder) / "training_args.bin").unlink()  # a pickle; run.json says it
+
+    def _get_train_sampler(self, train_dataset=None) -> Sampler:
+        sampler = super()._get_train_sampler(train_dataset)
+        if not isinstance(sampler, RandomSampler):
+            return sampler
+        num_trials, batch = len(sampler.data_source), global_batch_size(self.args)
+        if num_trials < batch and batch > self.args.train_batch_size:
+            raise NEDSError(
+                f"{num_trials} training trials do not fill one batch of {batch} over all processes and "
+                "accumulation steps; lower --per_device_train_batch_size"
+            )
+        whole = num_trials - num_trials % batch or num_trials
+        return RandomSampler(sampler.data_source, num_samples=whole)
 
     def get_decay_parameter_names(self, model) -> list[str]:
         rows = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, Table)}
@@ -100,13 +125,10 @@ class NEDSTrainer(Trainer):
 
     def _uniform(self, batch_size: int) -> torch.Tensor:
         """(batch_size, K) random numbers: this process's rows of those of the whole global batch."""
-        per_device = self.args.per_device_train_batch_size
-        processes = self.args.world_size
+        per_device, processes = self.args.train_batch_size, self.args.world_size
         self.mask_generator.manual_seed(self.args.seed * 1_000_003 + self.state.global_step)
         uniform = torch.rand(
-            self.args.gradient_accumulation_steps * processes * per_device,
-            num_uniform(self.model.config),
-            generator=self.mask_generator,
+            global_batch_size(self.args), num_uniform(self.model.config), generator=self.mask_generator
         )
         start = (self._micro_step * processes + self.args.process_index) * per_device
         return uniform[start : start + batch_size]
@@ -125,12 +147,7 @@ class NEDSTrainer(Trainer):
     def evaluation_loop(
         self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"
     ) -> EvalLoopOutput:
-        def batches():
-            for batch in dataloader:
-                yield batch
-                self.callback_handler.on_prediction_step(self.args, self.state, self.control)
-
-        sums, losses, num_trials = score_batches(self.model, self.processor, batches())
+        sums, losses, num_trials = score_batches(self.model, self.processor, dataloader)
         # Every process has the same keys in the same order, whether or not it saw a trial of the session.
         sessions = self.processor.session_ids
         sums = {session: sums.get(session) or sums_of(self.processor, session) for session in sessions}

@@ -1,0 +1,28 @@
+"""Offline, one thread, a cache of its own; and one small dataset and model that many tests share."""
+
+import os
+import tempfile
+
+CACHE = tempfile.TemporaryDirectory(prefix="neds_hf_tests_")
+# Before anything imports these libraries; what the tests start inherits it.
+os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": CACHE.name, "OMP_NUM_THREADS": "1"}
+
+import pytest  # noqa: E402
+from small_dataset import pretrain_arguments, write_dataset  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def dataset(tmp_path_factory):
+    """Dataset folder of `small_dataset`."""
+    return write_dataset(tmp_path_factory.mktemp("small") / "dataset")
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory, dataset):
+    """Model folder that `neds pretrain` wrote, of the sessions `ann` and `bob`."""
+    from neds_hf.cli.main import main
+
+    out = tmp_path_factory.mktemp("small") / "model"
+    argv = [*pretrain_arguments(dataset, out), "--num_train_epochs", "15", "--sessions", "ann", "bob"]
+    assert main(["pretrain", *argv]) == 0
+    return out

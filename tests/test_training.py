@@ -1,0 +1,324 @@
+"""A run: what it leaves behind, how it goes on after a kill, what its evaluation and its batches are."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from small_dataset import SIZES, pretrain_arguments
+from torch.utils.data import DataLoader
+
+from neds_hf.cli.main import main
+from neds_hf.data.collator import ArrowTrials, NEDSCollator
+from neds_hf.errors import NEDSError
+from neds_hf.metrics import functional
+from neds_hf.training.arguments import NEDSTrainingArguments
+from neds_hf.training.fit import score_split
+from neds_hf.training.runs import last_checkpoint, start_run, write_json
+from neds_hf.training.sessions import load_model, open_recordings
+from neds_hf.training.trainer import NEDSTrainer
+
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+
+
+def state_of(run: Path) -> dict:
+    return json.loads((run / "trainer_state.json").read_text())
+
+
+def curves(run: Path) -> list[dict]:
+    """The log of a run less what is measured with a clock, and less the last summary."""
+    return [
+        {name: value for name, value in entry.items() if "runtime" not in name and "per_second" not in name}
+        for entry in state_of(run)["log_history"][:-1]
+    ]
+
+
+def make_trainer(dataset, model_folder, out, sessions=("ann", "bob"), **arguments):
+    model, processor = load_model(str(model_folder))
+    recordings = open_recordings(dataset).only(list(sessions))
+    args = NEDSTrainingArguments(output_dir=str(out), use_cpu=True, disable_tqdm=True, **arguments)
+    return NEDSTrainer(model, args, processor, recordings)
+
+
+# --- what a run leaves behind ---
+
+
+def test_a_finished_run_holds_model_processor_code_and_metrics_and_no_pickle(model_folder):
+    names = {path.name for path in model_folder.iterdir()}
+    code = {"configuration_neds.py", "masking_neds.py", "modeling_neds.py", "processing_neds.py"}
+    records = {"run.json", "metrics.json", "trainer_state.json"}
+    assert names == {"config.json", "model.safetensors", "processor_config.json"} | code | records
+
+
+def test_a_run_says_what_it_was_made_with(model_folder, dataset):
+    run = json.loads((model_folder / "run.json").read_text())
+    configuration = run["configuration"]
+    assert configuration["command"] == "pretrain" and configuration["seed"] == 3
+    assert configuration["learning_rate"] == 0.01 and configuration["train_batch_size"] == 8
+    assert configuration["model"]["hidden_size"] == 16 and configuration["sessions"] == ["ann", "bob"]
+    assert configuration["data_fingerprint"] == open_recordings(dataset).only(["ann", "bob"]).fingerprint
+    assert run["versions"]["torch"] == torch.__version__ and run["hardware"]["cpus"] == os.cpu_count()
+    assert run["started"] < run["finished"] and run["results"]["test"]["choice_accuracy"] >= 0
+
+
+def test_what_is_not_defined_is_null_in_the_files(model_folder):
+    def refuse(constant):
+        raise AssertionError(f"{constant} is no JSON")
+
+    metrics = json.loads((model_folder / "metrics.json").read_text(), parse_constant=refuse)
+    assert metrics["sessions"]["bob"]["whisker_motion_energy_r2"] is None  # bob has no whisker video
+    assert metrics["mean"]["whisker_motion_energy_r2"] == pytest.approx(
+        metrics["sessions"]["ann"]["whisker_motion_energy_r2"]
+    )
+    assert metrics["mean"]["choice_accuracy"] == pytest.approx(
+        np.mean([metrics["sessions"][session]["choice_accuracy"] for session in ("ann", "bob")])
+    )
+
+
+def test_the_checkpoint_with_the_best_validation_mean_is_what_is_saved(model_folder, dataset):
+    validation = [
+        entry["eval_mean"] for entry in state_of(model_folder)["log_history"] if "eval_mean" in entry
+    ]
+    assert len(validation) == 15 and np.argmax(validation) != 14  # the last is not the best here
+    model, processor = load_model(str(model_folder))
+    scores = score_split(model, processor, open_recordings(dataset).only(["ann", "bob"]), "validation")
+    assert np.mean([scores[session]["mean"] for session in scores]) == pytest.approx(
+        max(validation), abs=1e-6
+    )
+
+
+def test_training_learns_what_the_spikes_say(model_folder):
+    curve = [entry["eval_loss"] for entry in state_of(model_folder)["log_history"] if "eval_loss" in entry]
+    assert curve[-1] < 0.8 * curve[0]
+
+
+# --- running again ---
+
+
+def test_a_finished_run_says_so_and_is_not_repeated(model_folder, dataset, capsys):
+    before = (model_folder / "run.json").read_text()
+    argv = [
+        *pretrain_arguments(dataset, model_folder),
+        "--num_train_epochs",
+        "15",
+        "--sessions",
+        "ann",
+        "bob",
+    ]
+    assert main(["pretrain", *argv]) == 2
+    assert "holds this very run, finished" in capsys.readouterr().err
+    assert (model_folder / "run.json").read_text() == before
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (["--learning_rate", "0.02"], "learning_rate 0.01 there, 0.02 asked for; choose"),
+        (["--num_train_epochs", "3"], "num_train_epochs 15.0 there, 3.0 asked for; choose"),
+        (["--set", *SIZES, "mask_ratio=0.2"], "model.mask_ratio 0.3 there, 0.2 asked for; choose"),
+        (["--per_device_train_batch_size", "4"], "train_batch_size 8 there, 4 asked for; choose"),
+        (["--sessions", "ann"], "sessions ['ann', 'bob'] there, ['ann'] asked for; choose"),
+    ],
+)
+def test_other_settings_in_the_same_folder_are_refused_by_name(
+    model_folder, dataset, capsys, change, message
+):
+    argv = [
+        *pretrain_arguments(dataset, model_folder),
+        "--num_train_epochs",
+        "15",
+        "--sessions",
+        "ann",
+        "bob",
+    ]
+    assert main(["pretrain", *argv, *change]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert f"{model_folder} holds a run with other settings" in error and message in error
+
+
+def test_a_run_killed_between_checkpoints_ends_as_an_uninterrupted_one(dataset, tmp_path):
+    options = [
+        *"--num_train_epochs 4 --logging_strategy steps --logging_steps 1 --eval_strategy steps".split(),
+        *"--eval_steps 4 --save_strategy steps --save_steps 4 --sessions ann bob".split(),
+        *("--set", *SIZES, "hidden_dropout=0.1", "unit_dropout=0.2"),  # random numbers must go on too
+    ]
+    killed = [*pretrain_arguments(dataset, tmp_path / "killed"), *options]
+    # 61 training trials: 7 steps an epoch, so that a checkpoint every 4 steps falls within an epoch.
+    process = subprocess.Popen(
+        [sys.executable, str(EXAMPLES / "pretrain.py"), *killed],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    written = tmp_path / "killed" / "checkpoint-12" / "trainer_state.json"
+    while not written.exists() and process.poll() is None:
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    run = json.loads((tmp_path / "killed" / "run.json").read_text())
+    assert process.returncode == -signal.SIGKILL and "finished" not in run
+    # What a kill in the middle of writing leaves.
+    half = tmp_path / "killed" / "checkpoint-99"
+    half.mkdir()
+    (half / "model.safetensors").write_bytes(b"half")
+    resumed_from = int(last_checkpoint(tmp_path / "killed").name.split("-")[1])
+    assert 12 <= resumed_from < 28 and not half.exists()
+    half.mkdir()
+
+    assert main(["pretrain", *killed]) == 0
+    assert main(["pretrain", *pretrain_arguments(dataset, tmp_path / "whole"), *options]) == 0
+    summary = state_of(tmp_path / "killed")["log_history"][-1]
+    steps = summary["train_steps_per_second"] * summary["train_runtime"]
+    assert steps == pytest.approx(28 - resumed_from, abs=0.3)  # it went on, and did not start anew
+    assert curves(tmp_path / "killed") == curves(tmp_path / "whole")
+    assert state_of(tmp_path / "killed")["best_metric"] == state_of(tmp_path / "whole")["best_metric"]
+    weights, others = (load_file(tmp_path / name / "model.safetensors") for name in ("killed", "whole"))
+    assert weights.keys() == others.keys()
+    assert all(torch.equal(weights[name], others[name]) for name in weights)
+    metrics, other = ((tmp_path / name / "metrics.json").read_text() for name in ("killed", "whole"))
+    assert metrics == other
+    assert not list((tmp_path / "killed").glob("checkpoint-*"))
+
+
+CHECKPOINT = ("model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json")
+
+
+@pytest.mark.parametrize("lacking", CHECKPOINT)
+def test_a_checkpoint_that_lacks_a_file_is_removed_and_the_one_before_is_used(tmp_path, lacking):
+    for step in (9, 10):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        for name in CHECKPOINT:
+            (tmp_path / f"checkpoint-{step}" / name).write_text("{}")
+    assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
+    (tmp_path / "checkpoint-10" / lacking).unlink()
+    assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-9"
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-9"]
+
+
+def test_a_checkpoint_whose_state_is_cut_off_is_removed(tmp_path):
+    (tmp_path / "checkpoint-9").mkdir()
+    for name in CHECKPOINT:
+        (tmp_path / "checkpoint-9" / name).write_text('{"global_step": 9, "log_his')
+    assert last_checkpoint(tmp_path) is None and not list(tmp_path.iterdir())
+
+
+def test_checkpoints_of_another_program_are_left_alone(tmp_path):
+    (tmp_path / "checkpoint-9").mkdir()
+    with pytest.raises(NEDSError, match=r"holds checkpoints, but no run\.json"):
+        start_run(tmp_path, {})
+    assert (tmp_path / "checkpoint-9").exists()
+
+
+def test_a_file_is_whole_or_not_there(tmp_path):
+    write_json(tmp_path / "new" / "file.json", {"a": [1.5, float("nan")], "b": {"c": float("inf")}})
+    assert json.loads((tmp_path / "new" / "file.json").read_text()) == {"a": [1.5, None], "b": {"c": None}}
+    with pytest.raises(TypeError):
+        write_json(tmp_path / "new" / "file.json", {"a": object()})
+    assert json.loads((tmp_path / "new" / "file.json").read_text())["b"] == {"c": None}
+
+
+# --- evaluation ---
+
+
+def test_evaluation_equals_the_metrics_of_the_collected_predictions(model_folder, dataset, tmp_path):
+    """Batches that mix sessions of 5 and 9 units against one trial at a time and the plain functions."""
+    trainer = make_trainer(dataset, model_folder, tmp_path, per_device_eval_batch_size=4)
+    metrics = trainer.evaluate()
+
+    processor, model, validation = trainer.processor, trainer.model.eval(), trainer.eval_dataset
+    found = {"ann": [], "bob": []}
+    losses = []
+    for batch in DataLoader(validation, batch_size=1, collate_fn=NEDSCollator(processor)):
+        with torch.no_grad():
+            encoded, decoded = (model(**batch, scheme=scheme) for scheme in ("encoding", "decoding"))
+        losses.append(float(encoded.loss + decoded.loss))
+        found[processor.session_ids[batch["session_index"]]].append((batch, encoded, decoded))
+
+    means = []
+    for session, trials in found.items():
+        stacked = {
+            "log_rates": torch.cat([encoded.log_rates for _, encoded, _ in trials]).numpy(),
+            "counts": torch.cat([batch["spike_counts"] for batch, _, _ in trials]).numpy(),
+        }
+        expected = {
+            "bits_per_spike": np.nanmean(functional.bits_per_spike(stacked["log_rates"], stacked["counts"])),
+            "bits_per_spike_train_null": np.nanmean(
+                functional.bits_per_spike(*stacked.values(), processor.mean_counts(session))
+            ),
+            "psth_r2": np.nanmean(functional.psth_r2(*stacked.values())),
+        }
+        selection = [expected["bits_per_spike"]]
+        for name, classes in processor.behaviors.items():
+            real = torch.cat([batch["behaviors"][name] for batch, _, _ in trials]).numpy()
+            there = torch.cat([batch["available"][name] for batch, _, _ in trials]).numpy()
+            predicted = torch.cat([decoded.predictions[name] for _, _, decoded in trials]).numpy()
+            if classes is None:
+                expected[f"{name}_r2"] = functional.r2(predicted[there], real[there])
+                beyond = functional.r2_beyond_average(predicted[there], real[there])
+                expected[f"{name}_r2_beyond_average"] = beyond
+                selection.append(expected[f"{name}_r2"])
+            else:
+                expected[f"{name}_accuracy"] = functional.accuracy(predicted.argmax(1)[there], real[there])
+                balanced = functional.balanced_accuracy(predicted.argmax(1)[there], real[there])
+                expected[f"{name}_balanced_accuracy"] = balanced
+                selection.append(expected[f"{name}_accuracy"])
+        expected["mean"] = np.nanmean(selection)
+        means.append(expected["mean"])
+        for name, value in expected.items():
+            assert metrics[f"eval_{session}/{name}"] == pytest.approx(value, abs=1e-5, nan_ok=True), name
+    assert np.isnan(metrics["eval_bob/whisker_motion_energy_r2"])
+    assert metrics["eval_mean"] == pytest.approx(np.mean(means), abs=1e-5)
+    assert metrics["eval_choice_accuracy"] == pytest.approx(
+        (metrics["eval_ann/choice_accuracy"] + metrics["eval_bob/choice_accuracy"]) / 2
+    )
+    whisker = metrics["eval_ann/whisker_motion_energy_r2"]
+    assert metrics["eval_whisker_motion_energy_r2"] == pytest.approx(whisker)
+    assert metrics["eval_loss"] == pytest.approx(np.mean(losses), abs=1e-5)
+
+
+def test_another_split_can_be_evaluated(model_folder, dataset, tmp_path):
+    trainer = make_trainer(dataset, model_folder, tmp_path)
+    test = ArrowTrials(open_recordings(dataset).only(["bob"]).split("test"))
+    metrics = trainer.evaluate(test, metric_key_prefix="test")
+    reported = json.loads((model_folder / "metrics.json").read_text())["sessions"]["bob"]
+    assert metrics["test_bob/choice_accuracy"] == pytest.approx(reported["choice_accuracy"])
+    assert metrics["test_bob/bits_per_spike"] == pytest.approx(reported["bits_per_spike"], abs=1e-6)
+    assert not any("ann/" in name for name in metrics)
+
+
+# --- batches ---
+
+
+def test_an_epoch_is_whole_batches_and_leaves_out_other_trials_every_time(model_folder, dataset, tmp_path):
+    trainer = make_trainer(dataset, model_folder, tmp_path, per_device_train_batch_size=8)
+    loader = trainer.get_train_dataloader()
+    epochs = []
+    for epoch in range(2):
+        loader.set_epoch(epoch)
+        epochs.append([len(batch["session_index"]) for batch in loader])
+    assert len(trainer.train_dataset) == 61 and epochs == [[8] * 7, [8] * 7]
+    orders = [list(trainer._get_train_sampler()) for _ in range(2)]
+    assert all(len(set(order)) == 56 for order in orders) and set(orders[0]) != set(orders[1])
+
+
+def test_fewer_trials_than_one_batch_make_one_batch(model_folder, dataset, tmp_path):
+    trainer = make_trainer(dataset, model_folder, tmp_path, per_device_train_batch_size=100)
+    assert [len(batch["session_index"]) for batch in trainer.get_train_dataloader()] == [61]
+    split = {"per_device_train_batch_size": 50, "gradient_accumulation_steps": 2}
+    trainer = make_trainer(dataset, model_folder, tmp_path, **split)
+    with pytest.raises(NEDSError, match="61 training trials do not fill one batch of 100"):
+        trainer.get_train_dataloader()
+
+
+def test_rows_of_units_and_sessions_are_not_decayed(model_folder, dataset, tmp_path):
+    trainer = make_trainer(dataset, model_folder, tmp_path)
+    decayed = trainer.get_decay_parameter_names(trainer.model)
+    assert "encoder.blocks.0.up_proj.weight" in decayed and "spike_patch.weight" in decayed
+    for name in ("unit_embedding", "unit_readout", "unit_bias", "session_embedding"):
+        assert f"{name}.weight" not in decayed
