@@ -26,3 +26,15 @@ def model_folder(tmp_path_factory, dataset):
     argv = [*pretrain_arguments(dataset, out), "--num_train_epochs", "15", "--sessions", "ann", "bob"]
     assert main(["pretrain", *argv]) == 0
     return out
+
+
+@pytest.fixture
+def finetune_arguments(dataset):
+    """Arguments of a short `neds finetune` of a model folder on `cat`, into a folder."""
+    from small_dataset import TRAINING
+
+    def arguments(model, out):
+        where = ["--model", str(model), "--dataset", str(dataset), "--output", str(out)]
+        return [*where, "--session", "cat", "--num_train_epochs", "1", *TRAINING]
+
+    return arguments

@@ -1,5 +1,7 @@
 """Configuration of NEDS (Zhang, Wang et al., ICML 2025, arXiv 2504.08201)."""
 
+from typing import ClassVar
+
 from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import PreTrainedConfig
 
@@ -88,14 +90,14 @@ class NEDSConfig(PreTrainedConfig):
 
     model_type = "neds"
     # The plain Trainer gathers everything that is not ignored, and the number of units differs by batch.
-    keys_to_ignore_at_inference = (
+    keys_to_ignore_at_inference: ClassVar[list[str]] = [
         "losses",
         "log_rates",
         "predictions",
         "last_hidden_state",
         "hidden_states",
         "attentions",
-    )
+    ]
 
     session_ids: list[str] | tuple[str, ...] = ()
     unit_counts: list[int] | tuple[int, ...] = ()

@@ -35,6 +35,10 @@ class NEDSTrainingArguments(TrainingArguments):
     dataloader_pin_memory: bool = field(
         default_factory=torch.cuda.is_available, metadata={"help": "Default: where there is a GPU."}
     )
+    ddp_find_unused_parameters: bool | None = field(
+        default=False,
+        metadata={"help": "There are none: every batch has every modality, if only as missing."},
+    )
     remove_unused_columns: bool = field(default=False, metadata={"help": "The collator needs the columns."})
     report_to: None | str | list[str] = field(default="none", metadata={"help": "Loggers."})  # noqa: RUF036
     hub_strategy: str = field(default="end", metadata={"help": "When to push, with --push_to_hub."})

@@ -109,14 +109,11 @@ def open_recordings(source: str | Path, config: str = "trials") -> Recordings:
     if not Path(source).exists() and source.count("/") != 1:
         raise NEDSError(f"no dataset folder {source}")
     try:
-        names = datasets.get_dataset_config_names(source)
-        if config not in names:
-            raise NEDSError(f"{source} has no configuration {config!r}; there are: {', '.join(names)}")
         splits = dict(datasets.load_dataset(source, config))
         units = datasets.load_dataset(source, "units", split="train").to_pandas()
         sessions = datasets.load_dataset(source, "sessions", split="train").to_pandas()
-    except (datasets.exceptions.DatasetNotFoundError, ConnectionError) as error:
-        raise NEDSError(f"no dataset folder {source}, and no such dataset on the Hub: {error}") from error
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        raise NEDSError(f"{source} is no dataset with a configuration {config!r}: {error}") from error
     recordings = Recordings(
         source, {name: splits[name] for name in SPLITS if name in splits}, units, sessions
     )

@@ -92,6 +92,8 @@ class NEDSTrainer(Trainer):
     def _save(self, output_dir=None, state_dict=None) -> None:
         # Not as processing_class: the Trainer takes every processor to hold a tokenizer.
         super()._save(output_dir, state_dict)
+        if not self.args.should_save:
+            return
         folder = output_dir or self.args.output_dir
         self.processor.save_pretrained(folder)
         (Path(folder) / "training_args.bin").unlink()  # a pickle; run.json says it

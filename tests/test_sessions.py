@@ -1,0 +1,285 @@
+"""Sessions of a dataset and of a model: opening, checking that they fit, and bringing a model new animals."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from datasets import load_dataset
+from small_dataset import BEHAVIORS, OPTIONS, UNITS, write_dataset
+from transformers import Trainer, TrainingArguments
+
+from neds_hf.cli.main import main
+from neds_hf.data.collator import NEDSCollator
+from neds_hf.errors import NEDSError
+from neds_hf.training.arguments import NEDSTrainingArguments
+from neds_hf.training.sessions import (
+    STRATEGIES,
+    add_sessions,
+    check_fits,
+    freeze,
+    load_model,
+    mean_table,
+    new_processor,
+    open_recordings,
+)
+from neds_hf.training.trainer import NEDSTrainer
+
+OLD_ROWS = {"unit_embedding.weight": 14, "unit_readout.weight": 14, "unit_bias.weight": 14}  # 5 + 9 units
+OLD_ROWS |= {"session_embedding.weight": 2}
+
+
+# --- opening ---
+
+
+def test_a_dataset_folder_is_opened_as_it_was_written(dataset):
+    recordings = open_recordings(dataset)
+    assert recordings.session_ids == ["ann", "bob", "cat"]
+    assert {name: len(split) for name, split in recordings.splits.items()} == {
+        "train": 89,
+        "validation": 13,
+        "test": 25,
+    }
+    assert recordings.unit_ids("ann") == ["ann/0", "ann/1", "ann/3", "ann/4", "ann/5"]  # 2 is silent
+    trials = recordings.trials("ann", "train")
+    assert trials.spike_counts.shape == (29, 20, 5)
+
+
+def test_the_configurations_of_a_dataset_hold_their_own_sessions(dataset):
+    assert open_recordings(dataset, "pretrain").session_ids == ["ann", "bob"]
+    held_out = open_recordings(dataset, "held_out")
+    assert held_out.session_ids == ["cat"] and len(held_out.split("train")) == 28
+    assert set(held_out.units["session"]) == {"cat"}
+    with pytest.raises(NEDSError, match=r"is no dataset with a configuration 'nights': .*'held_out'"):
+        open_recordings(dataset, "nights")
+
+
+def test_some_sessions_alone(dataset):
+    recordings = open_recordings(dataset)
+    only = recordings.only(["cat", "ann"])
+    assert only.session_ids == ["ann", "cat"] and len(only.split("validation")) == 8
+    assert only.fingerprint != recordings.fingerprint
+    assert only.fingerprint == open_recordings(dataset).only(["ann", "cat"]).fingerprint
+    with pytest.raises(NEDSError, match="does not have session dan, eve"):
+        recordings.only(["ann", "eve", "dan"])
+    with pytest.raises(NEDSError, match="session bob has no trial in this split"):
+        only.trials("bob", "train")
+
+
+def test_what_is_no_dataset_is_refused(tmp_path, dataset):
+    with pytest.raises(NEDSError, match="no dataset folder nowhere"):
+        open_recordings("nowhere")
+    with pytest.raises(NEDSError, match="not/there is no dataset with a configuration 'trials'"):
+        open_recordings("not/there")
+    with pytest.raises(NEDSError, match=r"is no dataset folder: it has no README.md"):
+        open_recordings(tmp_path)
+    (tmp_path / "README.md").write_text("# Notes\n")
+    with pytest.raises(NEDSError, match=f"{tmp_path} is no dataset with a configuration 'trials'"):
+        open_recordings(tmp_path)
+    copy = shutil.copytree(dataset, tmp_path / "copy")
+    for file in copy.glob("trials/test/*"):
+        file.unlink()
+    with pytest.raises(NEDSError, match=f"{copy} is no dataset with a configuration 'trials'"):
+        open_recordings(copy)
+
+
+def test_what_is_no_model_is_refused(tmp_path, model_folder):
+    with pytest.raises(NEDSError, match="no model folder nowhere"):
+        load_model("nowhere")
+    with pytest.raises(NEDSError, match="not/there is no model folder and no model on the Hub"):
+        load_model("not/there")
+    with pytest.raises(NEDSError, match=f"{tmp_path} is no model folder"):
+        load_model(str(tmp_path))
+    (tmp_path / "config.json").write_text('{"model_type": "bert", "hidden_size": 16}')
+    with pytest.raises(NEDSError, match=f"{tmp_path} is no "):
+        load_model(str(tmp_path))
+    copy = shutil.copytree(model_folder, tmp_path / "copy")
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(config | {"session_ids": ["ann", "eve"]}))
+    with pytest.raises(NEDSError, match="its weights or its sessions are not those of its config"):
+        load_model(str(copy))
+    (copy / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 2}))
+    with pytest.raises(NEDSError, match="its weights or its sessions are not those of its config"):
+        load_model(str(copy))
+
+
+# --- a processor for new sessions ---
+
+
+def test_a_new_processor_has_every_modality_that_any_session_has(dataset):
+    processor = new_processor(open_recordings(dataset))
+    assert list(processor.behaviors) == list(BEHAVIORS)
+    assert processor.session_ids == ["ann", "bob", "cat"]
+    assert set(processor.session("bob")["scaling"]) == {"wheel_speed"}
+    assert (processor.num_bins, processor.bin_size_s, processor.window_start_s) == (20, 0.05, -0.2)
+    train = open_recordings(dataset).trials("cat", "train").continuous["wheel_speed"]
+    assert processor.session("cat")["scaling"]["wheel_speed"] == pytest.approx([train.mean(), train.std()])
+
+
+def test_a_modality_that_no_session_has_is_left_out(dataset):
+    assert "whisker_motion_energy" not in new_processor(open_recordings(dataset).only(["bob"])).behaviors
+
+
+def test_means_go_over_the_sessions_that_define_them():
+    scores = {"a": {"r2": 0.5, "x": np.nan}, "b": {"r2": np.nan, "x": np.nan}, "c": {"r2": 0.1}}
+    assert mean_table(scores) == pytest.approx({"r2": 0.3, "x": np.nan}, nan_ok=True)
+
+
+# --- whether they fit ---
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"window_s": (-0.3, 0.7)}, r"\(bins, bin size, window start, event\) \(20, 0.05, -0.3, 'go'\)"),
+        (
+            {"window_s": (-0.2, 0.3)},
+            r"cat has .* \(10, 0.05, -0.2, 'go'\), the model .* \(20, 0.05, -0.2, 'go'\)",
+        ),
+        ({"align_event": "stop"}, "'stop'"),
+    ],
+)
+def test_sessions_of_other_trials_are_refused(tmp_path, model_folder, options, message):
+    from dataclasses import replace
+
+    other = replace(OPTIONS, **options)
+
+    def change(recording):
+        recording.spike_counts = recording.spike_counts[:, : other.num_bins]
+        recording.continuous = {k: v[:, : other.num_bins] for k, v in recording.continuous.items()}
+        recording.window_s, recording.align_event = other.window_s, other.align_event
+        return recording
+
+    model, processor = load_model(str(model_folder))
+    recordings = open_recordings(write_dataset(tmp_path, ["cat"], other, change=change))
+    with pytest.raises(NEDSError, match=message):
+        add_sessions(model, processor, recordings)
+    assert processor.session_ids == model.config.session_ids == ["ann", "bob"]
+
+
+def test_other_units_under_a_known_session_are_refused(tmp_path, model_folder):
+    def change(recording):
+        recording.units = recording.units.assign(uuid=[f"sorted again/{unit}" for unit in range(9)])
+        return recording
+
+    _, processor = load_model(str(model_folder))
+    recordings = open_recordings(write_dataset(tmp_path, ["bob"], change=change))
+    with pytest.raises(NEDSError, match=r"bob has other units .*: 9 there, 9 in the model, 0 of both"):
+        check_fits(processor, recordings)
+
+
+def test_other_classes_of_a_behaviour_are_refused(dataset, model_folder):
+    _, processor = load_model(str(model_folder))
+    next(m for m in processor.modalities if m["name"] == "choice")["classes"] = ["left", "right"]
+    with pytest.raises(NEDSError, match=r"choice is \['right', 'left'\] .* trained with \['left', 'right'\]"):
+        check_fits(processor, open_recordings(dataset))
+
+
+def test_a_behaviour_that_never_changes_is_refused_with_its_session(tmp_path, model_folder):
+    def change(recording):
+        recording.continuous["wheel_speed"][:] = 1.0
+        return recording
+
+    model, processor = load_model(str(model_folder))
+    recordings = open_recordings(write_dataset(tmp_path, ["cat"], change=change))
+    with pytest.raises(NEDSError, match=r"session 'cat': wheel_speed is 1.0 in every bin"):
+        add_sessions(model, processor, recordings)
+    assert model.config.session_ids == ["ann", "bob"]
+
+
+def test_a_new_animal_gets_rows_and_starts_from_its_rates(dataset, model_folder):
+    model, processor = load_model(str(model_folder))
+    assert add_sessions(model, processor, open_recordings(dataset)) == ["cat"]
+    assert processor.session_ids == model.config.session_ids == ["ann", "bob", "cat"]
+    bias = model.unit_bias.weight[model.unit_rows("cat"), 0].detach().numpy()
+    counts = open_recordings(dataset).trials("cat", "train").spike_counts
+    np.testing.assert_allclose(np.exp(bias), counts.mean((0, 1)), rtol=1e-4)
+
+
+# --- training a new animal ---
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_fine_tuning_changes_what_the_strategy_names_and_never_the_old_animals(
+    dataset, model_folder, tmp_path, strategy
+):
+    model, processor = load_model(str(model_folder))
+    recordings = open_recordings(dataset).only(["cat"])
+    add_sessions(model, processor, recordings)
+    freeze(model, strategy)
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    args = NEDSTrainingArguments(
+        output_dir=str(tmp_path),
+        max_steps=4,
+        weight_decay=0.5,
+        learning_rate=0.01,
+        eval_strategy="no",
+        save_strategy="no",
+        load_best_model_at_end=False,
+        use_cpu=True,
+        disable_tqdm=True,
+    )
+    NEDSTrainer(model, args, processor, recordings).train()
+    for name, weight in model.state_dict().items():
+        if name in OLD_ROWS:
+            old = OLD_ROWS[name]
+            assert torch.equal(weight[:old], before[name][:old]), name
+            assert not torch.equal(weight[old:], before[name][old:]), name
+        elif strategy == "session":
+            assert torch.equal(weight, before[name]), name
+        elif "encoder" in name:
+            assert not torch.equal(weight, before[name]), name
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_the_plain_trainer_fine_tunes_a_new_animal(dataset, model_folder, tmp_path, checkpointing):
+    """As in a script that knows transformers and datasets only: rows of load_dataset, sessions mixed."""
+    model, processor = load_model(str(model_folder))
+    trials = load_dataset(str(dataset), "trials")
+    units = load_dataset(str(dataset), "units", split="train").to_pandas()
+    cat = [row for row in trials["train"] if row["session"] == "cat"]
+    counts = np.reshape([row["spike_counts"] for row in cat], (len(cat), -1, UNITS["cat"]))
+    continuous = {
+        name: np.array([row[name] for row in cat]) for name in ("wheel_speed", "whisker_motion_energy")
+    }
+    processor.add_session("cat", units[units["session"] == "cat"]["uuid"].tolist(), counts, continuous)
+    model.add_sessions({"cat": UNITS["cat"]}, mean_counts={"cat": processor.mean_counts("cat")})
+
+    args = TrainingArguments(
+        output_dir=str(tmp_path),
+        max_steps=24,
+        per_device_train_batch_size=16,
+        per_device_eval_batch_size=3,  # batches of one session and of several, of 5 and of 9 units
+        learning_rate=5e-3,
+        remove_unused_columns=False,
+        activation_checkpointing=checkpointing,  # once called gradient_checkpointing
+        save_strategy="no",
+        report_to="none",
+        use_cpu=True,
+        disable_tqdm=True,
+    )
+    trainer = Trainer(
+        model,
+        args,
+        data_collator=NEDSCollator(processor),
+        train_dataset=trials["train"],
+        eval_dataset=trials["validation"],
+    )
+    before = trainer.evaluate()["eval_loss"]
+    trainer.train()
+    after = trainer.evaluate()["eval_loss"]
+    assert np.isfinite(before) and after < before
+    assert all("loss" not in entry or np.isfinite(entry["loss"]) for entry in trainer.state.log_history)
+    trainer.save_model(str(tmp_path / "saved"))
+    processor.save_pretrained(tmp_path / "saved")
+    assert load_model(str(tmp_path / "saved"))[0].config.session_ids == ["ann", "bob", "cat"]
+
+
+def test_fine_tuned_models_can_be_fine_tuned_again(dataset, model_folder, tmp_path, finetune_arguments):
+    first = finetune_arguments(model_folder, tmp_path / "first")
+    assert main(["finetune", *first]) == 0
+    assert main(["finetune", *finetune_arguments(tmp_path / "first", tmp_path / "second")]) == 0
+    assert load_model(str(tmp_path / "second"))[0].config.session_ids == ["ann", "bob", "cat"]
+    assert Path(tmp_path / "second" / "metrics.json").exists()
