@@ -4,6 +4,7 @@
 everything and is the new animal. With 89 training and 13 validation trials, neither number divides by 2.
 """
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -77,10 +78,16 @@ def write_dataset(out: Path, sessions=tuple(TRIALS), options=OPTIONS, held_out=(
             recording = simulate(session)
             return change(recording) if change else recording
 
-        return Source(session, f"{session} of the tests", read)
+        return Source(session, _fingerprint(read()), read)
 
     convert(out, list(map(source, sessions)), options, BEHAVIORS, set(held_out) & set(sessions))
     return out
+
+
+def _fingerprint(recording: Recording) -> str:
+    parts = [recording.spike_counts, *recording.continuous.values(), *recording.categorical.values()]
+    content = b"".join(values.tobytes() for values in parts) + recording.units.to_json().encode()
+    return hashlib.sha256(content).hexdigest()
 
 
 def write_arrays(path: Path, recording: Recording, trials: np.ndarray, behaviors: bool = True) -> Path:

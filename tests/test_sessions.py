@@ -68,6 +68,24 @@ def test_some_sessions_alone(dataset):
         only.trials("bob", "train")
 
 
+def test_a_dataset_made_anew_is_not_served_from_the_cache_of_the_old_one(tmp_path):
+    """Neither in the same place nor in a folder of the same name elsewhere."""
+
+    def fewer_spikes(recording):
+        recording.spike_counts = np.minimum(recording.spike_counts, 2)
+        return recording
+
+    for place, change in (("a", None), ("b", fewer_spikes)):
+        write_dataset(tmp_path / place / "dataset", ["cat"], change=change)
+    largest = [
+        np.max(load_dataset(str(tmp_path / place / "dataset"))["train"]["spike_counts"]) for place in "ab"
+    ]
+    assert largest[0] > 2 and largest[1] == 2
+    shutil.rmtree(tmp_path / "a" / "dataset")
+    write_dataset(tmp_path / "a" / "dataset", ["cat"], change=fewer_spikes)
+    assert open_recordings(tmp_path / "a" / "dataset").trials("cat", "train").spike_counts.max() == 2
+
+
 def test_what_is_no_dataset_is_refused(tmp_path, dataset):
     with pytest.raises(NEDSError, match="no dataset folder nowhere"):
         open_recordings("nowhere")

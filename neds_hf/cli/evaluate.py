@@ -20,6 +20,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, required=True, help="JSON file to write")
     parser.add_argument("--batch-size", type=int, default=64, help="trials a step (default: 64)")
     arguments = parser.parse_args(argv)
+    if arguments.batch_size < 1:
+        raise NEDSError(f"--batch-size must be at least 1, not {arguments.batch_size}")
 
     model, processor = load_model(arguments.model)
     recordings = open_recordings(arguments.dataset)

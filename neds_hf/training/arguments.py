@@ -56,4 +56,4 @@ def parse_training_command(
     try:
         return parser.parse_args_into_dataclasses(args=sys.argv[1:] if argv is None else argv)
     except (ValueError, OSError) as error:
-        raise NEDSError(str(error)) from error
+        raise NEDSError(" ".join(str(error).split())) from error

@@ -113,7 +113,8 @@ def open_recordings(source: str | Path, config: str = "trials") -> Recordings:
         units = datasets.load_dataset(source, "units", split="train").to_pandas()
         sessions = datasets.load_dataset(source, "sessions", split="train").to_pandas()
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise NEDSError(f"{source} is no dataset with a configuration {config!r}: {error}") from error
+        reason = " ".join(str(error).split())
+        raise NEDSError(f"{source} is no dataset with a configuration {config!r}: {reason}") from error
     recordings = Recordings(
         source, {name: splits[name] for name in SPLITS if name in splits}, units, sessions
     )
@@ -142,7 +143,7 @@ def load_model(source: str) -> tuple[NEDSModel, NEDSProcessor]:
         model, loading = NEDSModel.from_pretrained(source, output_loading_info=True)
         processor = NEDSProcessor.from_pretrained(source)
     except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+        reason = " ".join(str(error).split())
         raise NEDSError(f"{source} is no model folder and no model on the Hub: {reason}") from error
     if loading["missing_keys"] or processor.session_ids != model.config.session_ids:
         raise NEDSError(

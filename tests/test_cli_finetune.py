@@ -1,0 +1,122 @@
+"""`neds finetune`: every flag of its own, its errors and its exit status."""
+
+import json
+import runpy
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from small_dataset import OPTIONS, write_dataset
+
+from neds_hf.cli.finetune import FinetuneArguments
+from neds_hf.cli.main import main
+from neds_hf.training.sessions import load_model
+
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+
+
+def error_of(capsys, argv) -> str:
+    """The one line that a wrong call prints."""
+    assert main(["finetune", *argv]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    return captured.err.strip().splitlines()[-1]
+
+
+@pytest.mark.parametrize("strategy", ["session", "full"])
+def test_a_new_animal_is_added_and_scored(model_folder, tmp_path, capsys, finetune_arguments, strategy):
+    assert main(["finetune", *finetune_arguments(model_folder, tmp_path), "--strategy", strategy]) == 0
+    assert "cat" in capsys.readouterr().out
+    model, processor = load_model(str(tmp_path))
+    assert processor.session_ids == model.config.session_ids == ["ann", "bob", "cat"]
+    configuration = json.loads((tmp_path / "run.json").read_text())["configuration"]
+    assert configuration["strategy"] == strategy and configuration["model"] == str(model_folder)
+    assert configuration["sessions"] == ["cat"]
+    assert set(json.loads((tmp_path / "metrics.json").read_text())["sessions"]) == {"cat"}
+    before, after = (load_file(folder / "model.safetensors") for folder in (model_folder, tmp_path))
+    encoder_is_as_before = torch.equal(
+        before["encoder.blocks.0.up_proj.weight"], after["encoder.blocks.0.up_proj.weight"]
+    )
+    assert encoder_is_as_before == (strategy == "session")
+    assert torch.equal(before["unit_embedding.weight"], after["unit_embedding.weight"][:14])
+
+
+def test_several_sessions_new_and_known(model_folder, tmp_path, finetune_arguments):
+    argv = [*finetune_arguments(model_folder, tmp_path), "--session", "cat", "ann"]
+    assert main(["finetune", *argv]) == 0
+    assert set(json.loads((tmp_path / "metrics.json").read_text())["sessions"]) == {"ann", "cat"}
+    assert load_model(str(tmp_path))[0].config.session_ids == ["ann", "bob", "cat"]
+
+
+def test_the_model_it_starts_from_belongs_to_the_run(
+    model_folder, dataset, tmp_path, capsys, finetune_arguments
+):
+    """A folder whose model was trained anew is another start, and not the same run, finished."""
+    assert main(["finetune", *finetune_arguments(model_folder, tmp_path)]) == 0
+    capsys.readouterr()
+    assert "finished" in error_of(capsys, finetune_arguments(model_folder, tmp_path))
+    run = json.loads((tmp_path / "run.json").read_text())
+    run["configuration"]["model_fingerprint"] = "of other weights"
+    (tmp_path / "run.json").write_text(json.dumps(run))
+    error = error_of(capsys, finetune_arguments(model_folder, tmp_path))
+    assert "model_fingerprint 'of other weights' there" in error
+
+
+def test_an_unknown_session_is_named(model_folder, tmp_path, capsys, finetune_arguments):
+    argv = [*finetune_arguments(model_folder, tmp_path / "out"), "--session", "eve"]
+    assert "does not have session eve" in error_of(capsys, argv)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (["--model", "nowhere"], "no model folder nowhere"),
+        (["--dataset", "nowhere"], "no dataset folder nowhere"),
+        (["--dataset", str(EXAMPLES)], "is no dataset folder: it has no README.md"),
+        (["--model", str(EXAMPLES)], f"{EXAMPLES} is no model folder"),
+    ],
+)
+def test_folders_that_are_none_are_named(model_folder, tmp_path, capsys, finetune_arguments, change, message):
+    assert message in error_of(capsys, [*finetune_arguments(model_folder, tmp_path / "out"), *change])
+
+
+def test_a_dataset_with_another_window_is_refused(model_folder, tmp_path, capsys, finetune_arguments):
+    options = replace(OPTIONS, window_s=(-0.2, 0.3))
+
+    def change(recording):
+        recording.spike_counts = recording.spike_counts[:, :10]
+        recording.continuous = {name: values[:, :10] for name, values in recording.continuous.items()}
+        recording.window_s = options.window_s
+        return recording
+
+    other = write_dataset(tmp_path / "other", ["cat"], options, change=change)
+    capsys.readouterr()
+    argv = [*finetune_arguments(model_folder, tmp_path / "out"), "--dataset", str(other)]
+    assert "session cat has (bins, bin size, window start, event) (10, " in error_of(capsys, argv)
+
+
+def test_a_known_session_with_other_units_is_refused(model_folder, tmp_path, capsys, finetune_arguments):
+    other = write_dataset(tmp_path / "other", ["ann"], replace(OPTIONS, min_rate_hz=9.0))
+    capsys.readouterr()
+    argv = [*finetune_arguments(model_folder, tmp_path / "out"), "--dataset", str(other), "--session", "ann"]
+    assert f"session ann has other units in {other} than in the model" in error_of(capsys, argv)
+
+
+def test_the_example_is_the_command(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["finetune.py", "--model", "nowhere", "--dataset", "nowhere"])
+    with pytest.raises(SystemExit, match="2"):
+        runpy.run_path(str(EXAMPLES / "finetune.py"), run_name="__main__")
+    assert "usage: neds finetune" in capsys.readouterr().err
+
+
+def test_the_help_lists_every_flag_with_its_meaning(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main(["finetune", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    for name, field in FinetuneArguments.__dataclass_fields__.items():
+        assert f"--{name}" in text and field.metadata["help"] in text
+    assert "--output" in text and "--seed" in text and "--push_to_hub" in text
