@@ -80,7 +80,7 @@ def fit(
         checkpoint = args.resume_from_checkpoint or last_checkpoint(folder)
     trainer = NEDSTrainer(model, args, processor, recordings)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    trainer.save_model()
+    trainer.save_model(_internal_call=True)  # or it would push, before there are test metrics to push
     trainer.save_state()
     scores = {}
     if args.should_save:
