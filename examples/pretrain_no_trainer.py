@@ -1,0 +1,114 @@
+"""Pretrain NEDS in a plain Accelerate loop, for readers who want to change something.
+
+Does what `neds pretrain` does (same model, masks, loss and schedule), without resuming:
+
+    python examples/pretrain_no_trainer.py --dataset DATASET --output neds-ibl --epochs 100
+    ACCELERATE_USE_CPU=true torchrun --nproc_per_node 2 examples/pretrain_no_trainer.py ...
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+from transformers import get_cosine_schedule_with_warmup
+
+from neds_hf.data.collator import ArrowTrials, NEDSCollator
+from neds_hf.models import NEDSConfig, NEDSModel
+from neds_hf.models.configuration_neds import PRESETS
+from neds_hf.models.modeling_neds import Table
+from neds_hf.training.fit import score_split
+from neds_hf.training.sessions import mean_table, new_processor, open_recordings
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--dataset", required=True, help="folder written by `neds build`, or a dataset id")
+    parser.add_argument("--output", type=Path, required=True, help="model folder to write")
+    parser.add_argument("--preset", default="tiny", choices=PRESETS, help="sizes of the model")
+    parser.add_argument("--epochs", type=int, default=100, help="passes over the training trials")
+    parser.add_argument("--batch-size", type=int, default=16, help="trials a step and process")
+    parser.add_argument("--learning-rate", type=float, default=2e-3, help="peak learning rate")
+    parser.add_argument("--weight-decay", type=float, default=0.01, help="of the encoder's matrices")
+    parser.add_argument("--seed", type=int, default=42)
+    return parser.parse_args()
+
+
+def main() -> None:
+    options = arguments()
+    accelerator = Accelerator()
+    set_seed(options.seed)
+
+    # Data: the processor learns the sessions' statistics, the collator applies them.
+    recordings = open_recordings(options.dataset)
+    processor = new_processor(recordings)
+    loader = DataLoader(
+        ArrowTrials(recordings.split("train")),
+        batch_size=options.batch_size,
+        shuffle=True,
+        drop_last=True,
+        collate_fn=NEDSCollator(processor),
+    )
+
+    # Model: every unit's readout starts from its mean rate.
+    config = NEDSConfig.from_preset(
+        options.preset,
+        session_ids=processor.session_ids,
+        unit_counts=[len(session["units"]) for session in processor.sessions],
+        modalities=processor.modalities,
+        num_bins=processor.num_bins,
+    )
+    model = NEDSModel(config)
+    for session in processor.session_ids:
+        model.set_mean_counts(session, processor.mean_counts(session))
+
+    # Only matrices decay; rows of units and sessions, biases and norms do not.
+    rows = {id(module.weight) for module in model.modules() if isinstance(module, Table)}
+    matrices = [p for p in model.parameters() if p.dim() == 2 and id(p) not in rows]
+    others = [p for p in model.parameters() if p.dim() != 2 or id(p) in rows]
+    optimizer = torch.optim.AdamW(
+        [{"params": matrices, "weight_decay": options.weight_decay}, {"params": others, "weight_decay": 0.0}],
+        lr=options.learning_rate,
+    )
+    model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
+    num_steps = options.epochs * len(loader)
+    scheduler = get_cosine_schedule_with_warmup(optimizer, int(0.15 * num_steps), num_steps)
+
+    best = -float("inf")
+    bar = tqdm(total=num_steps, disable=not accelerator.is_main_process)
+    for _ in range(options.epochs):
+        model.train()
+        for batch in loader:
+            # Here forward draws a masking scheme for every trial; pass `hidden` to choose for yourself.
+            loss = model(**batch).loss
+            accelerator.backward(loss)
+            accelerator.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            scheduler.step()
+            optimizer.zero_grad()
+            bar.update()
+        if accelerator.is_main_process:
+            unwrapped = accelerator.unwrap_model(model)
+            scores = mean_table(score_split(unwrapped, processor, recordings, "validation"))
+            bar.set_postfix(loss=f"{float(loss):.3f}", validation=f"{scores['mean']:.3f}")
+            if scores["mean"] > best:
+                best = scores["mean"]
+                unwrapped.save_pretrained(options.output)
+                processor.save_pretrained(options.output)
+        accelerator.wait_for_everyone()
+
+    if accelerator.is_main_process:
+        model = NEDSModel.from_pretrained(options.output)
+        scores = score_split(model, processor, recordings, "test")
+        (options.output / "metrics.json").write_text(
+            json.dumps({"mean": mean_table(scores), "sessions": scores}, indent=2) + "\n"
+        )
+        print({name: round(value, 3) for name, value in mean_table(scores).items()})
+
+
+if __name__ == "__main__":
+    main()
