@@ -7,12 +7,12 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import set_seed
 
 from neds_hf.errors import NEDSError
-from neds_hf.models import NEDSConfig, NEDSModel
+from neds_hf.models import NEDSConfig, NEDSModel, NEDSProcessor
 from neds_hf.models.configuration_neds import PRESETS
-from neds_hf.training.arguments import parse_training_command
+from neds_hf.training.arguments import NEDSTrainingArguments, parse_training_command
 from neds_hf.training.console import print_scores
 from neds_hf.training.fit import configuration_of, fit
-from neds_hf.training.sessions import new_processor, open_recordings
+from neds_hf.training.sessions import Recordings, new_processor, open_recordings
 
 # What the data say of the configuration.
 FROM_DATA = ("session_ids", "unit_counts", "modalities", "num_bins")
@@ -41,16 +41,33 @@ def main(argv: list[str] | None = None) -> None:
     recordings = open_recordings(arguments.dataset, arguments.dataset_config)
     if arguments.sessions:
         recordings = recordings.only(arguments.sessions)
+    model, processor, configuration = prepare(
+        recordings, args, arguments.preset, overrides(arguments.set or [])
+    )
+    print_scores(fit(model, processor, recordings, args, configuration))
+
+
+def prepare(
+    recordings: Recordings, args: NEDSTrainingArguments, preset: str, settings: dict
+) -> tuple[NEDSModel, NEDSProcessor, dict]:
+    """A new model of these sessions, its processor, and the configuration of its run, for `fit`.
+
+    Args:
+        settings: Values of NEDSConfig instead of the preset's.
+
+    Raises:
+        NEDSError: There is no such model.
+    """
     processor = new_processor(recordings)
     set_seed(args.seed)
     try:
         config = NEDSConfig.from_preset(
-            arguments.preset,
+            preset,
             session_ids=processor.session_ids,
             unit_counts=[len(session["units"]) for session in processor.sessions],
             modalities=processor.modalities,
             num_bins=processor.num_bins,
-            **overrides(arguments.set or []),
+            **settings,
         )
     except (ValueError, TypeError, StrictDataclassError) as error:
         reason = " ".join(str(error).split())
@@ -58,8 +75,11 @@ def main(argv: list[str] | None = None) -> None:
     model = NEDSModel(config)
     for session in processor.session_ids:
         model.set_mean_counts(session, processor.mean_counts(session))
-    configuration = configuration_of(args, recordings, command="pretrain", model=config.to_diff_dict())
-    print_scores(fit(model, processor, recordings, args, configuration))
+    return (
+        model,
+        processor,
+        configuration_of(args, recordings, command="pretrain", model=config.to_diff_dict()),
+    )
 
 
 def overrides(pairs: list[str]) -> dict:
