@@ -1,0 +1,155 @@
+"""What the package needs, what imports what, and that nothing about it is left undeclared."""
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from importlib.metadata import distribution
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from neds_hf.cli.main import COMMANDS
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+PACKAGE = REPOSITORY / "neds_hf"
+
+# Folder to the folders that it may import from, besides `errors` (which imports nothing) and itself.
+MAY_IMPORT = {
+    "models": set(),
+    "metrics": set(),
+    "data": {"models"},
+    "training": {"models", "metrics", "data"},
+    "analysis": {"models", "metrics", "data", "training"},
+    "cli": {"models", "metrics", "data", "training", "analysis"},
+}
+
+
+def run(script: str) -> str:
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def imports(file: Path) -> set[str]:
+    """Modules that a file imports, relative ones resolved."""
+    tree = ast.parse(file.read_text())
+    package = file.relative_to(REPOSITORY).parent.parts
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) + 1 - node.level] if node.level else ()
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            found |= {module} if node.module else {f"{module}.{alias.name}" for alias in node.names}
+    return found
+
+
+# --- what it needs ---
+
+
+def test_importing_the_package_loads_nothing_heavy():
+    script = "import sys, neds_hf; print(*{name.split('.')[0] for name in sys.modules})"
+    loaded = set(run(script).split())
+    assert "datasets" in loaded
+    heavy = {"torch", "transformers", "sklearn", "one", "iblatlas", "matplotlib", "jinja2"}
+    assert loaded & heavy == set()
+
+
+def test_the_core_needs_neither_one_nor_plotting():
+    blocked = ("one", "iblatlas", "iblutil", "matplotlib", "jinja2")
+    core = [
+        *("models", "training.trainer", "training.fit", "data.collator", "data.builder", "data.alf"),
+        *("metrics.functional", "metrics.sums", "analysis.baselines"),
+        *(f"cli.{name}" for name in COMMANDS if name != "demo"),
+    ]
+    block = f"import sys; sys.modules |= dict.fromkeys({blocked})  # importing them raises\n"
+    run(block + "\n".join(f"import neds_hf.{module}" for module in core))
+
+
+def test_only_declared_packages_are_imported():
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    declared = {Requirement(text).name.lower() for text in [*project["dependencies"], *extras["ibl"]]}
+    declared |= {Requirement(text).name.lower() for text in extras["report"]}
+    names = {"one-api": "one", "pyyaml": "yaml", "scikit-learn": "sklearn"}
+    allowed = {names.get(name, name) for name in declared} | {"neds_hf", *sys.stdlib_module_names}
+    used = {module.split(".")[0] for file in PACKAGE.rglob("*.py") for module in imports(file)}
+    assert used - allowed == set()
+
+
+def test_everything_that_is_installed_with_the_package_is_pinned():
+    """So that an installation of next year is that of today; torch brings its own GPU libraries, pinned by it."""
+    lines = (REPOSITORY / "constraints.txt").read_text().split()
+    pins = {canonicalize_name(name): version for name, version in (line.split("==") for line in lines)}
+    needed, queue, seen = {}, [("neds-hf", "dev")], set()
+    while queue:
+        name, extra = queue.pop()
+        for text in distribution(name).requires or []:
+            requirement = Requirement(text)
+            key = canonicalize_name(requirement.name)
+            if requirement.marker and not requirement.marker.evaluate({"extra": extra}):
+                continue
+            if key == "setuptools" or key.startswith(("nvidia-", "cuda-", "triton")):
+                continue
+            if key != "neds-hf":
+                needed[key] = distribution(key).version.split("+")[0]
+            new = {(key, extra) for extra in ("", *requirement.extras)} - seen
+            seen |= new
+            queue.extend(new)
+    assert pins == needed
+
+
+# --- what imports what ---
+
+
+@pytest.mark.parametrize("folder", MAY_IMPORT)
+def test_imports_go_in_one_direction(folder):
+    allowed = {"neds_hf.errors"} | {f"neds_hf.{name}" for name in (folder, *MAY_IMPORT[folder])}
+    for file in (PACKAGE / folder).rglob("*.py"):
+        ours = {module for module in imports(file) if module.split(".")[0] == "neds_hf"}
+        parts = {".".join(module.split(".")[:2]) for module in ours}
+        assert parts <= allowed, f"{file.relative_to(REPOSITORY)} imports {parts - allowed}"
+
+
+def test_every_folder_has_its_place():
+    folders = {file.parent.relative_to(PACKAGE).parts[0] for file in PACKAGE.glob("*/**/*.py")}
+    assert folders == set(MAY_IMPORT)
+    assert imports(PACKAGE / "errors.py") == set()
+
+
+def test_a_model_folder_needs_only_torch_transformers_numpy_and_itself():
+    """What is in `models/` is copied beside the weights, flat, and loads there without this package."""
+    allowed = {"torch", "transformers", "huggingface_hub", "numpy", *sys.stdlib_module_names}
+    for file in (PACKAGE / "models").glob("*_neds.py"):
+        for module in imports(file):
+            if sibling := module.partition("neds_hf.models.")[2]:
+                assert (PACKAGE / "models" / f"{sibling}.py").exists()
+                assert f"from .{sibling} import" in file.read_text()  # relative, or it would not load there
+            else:
+                assert module.split(".")[0] in allowed, f"{file.name} imports {module}"
+
+
+# --- commands ---
+
+
+def test_every_command_has_a_file_a_row_and_an_example():
+    files = {file.stem for file in (PACKAGE / "cli").glob("*.py")} - {"__init__", "main"}
+    assert files == set(COMMANDS)
+    for name in COMMANDS:
+        example = (REPOSITORY / "examples" / f"{name}.py").read_text()
+        assert f'run("{name}")' in example and len(example.splitlines()) <= 4
+
+
+@pytest.mark.parametrize("argv, status", [([], 0), (["--help"], 0), (["fly"], 2)])
+def test_neds_alone_lists_its_commands(argv, status, capsys):
+    from neds_hf.cli.main import main
+
+    assert main(argv) == status
+    shown = capsys.readouterr()
+    for name in COMMANDS:
+        assert re.search(rf"\b{name}\b", shown.out + shown.err)
