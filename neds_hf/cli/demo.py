@@ -6,6 +6,7 @@ Every step keeps what an earlier, interrupted call finished.
 import argparse
 import importlib.util
 import json
+import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,7 +16,6 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pandas as pd
-import transformers
 from tqdm import tqdm
 
 from neds_hf.analysis.baselines import linear_baseline
@@ -37,6 +37,7 @@ from neds_hf.data.simulation import SimulationOptions, read_true_rates, simulate
 from neds_hf.data.storage import convert
 from neds_hf.errors import NEDSError
 from neds_hf.models import NEDSModel, NEDSProcessor
+from neds_hf.models.configuration_neds import PRESETS
 from neds_hf.training.arguments import NEDSTrainingArguments
 from neds_hf.training.fit import fit, split_loader
 from neds_hf.training.inference import TASKS, predict
@@ -87,7 +88,8 @@ def main(argv: list[str] | None = None) -> None:
         name: {**training, "num_train_epochs": epochs, "seed": args.seed}
         for (name, training), epochs in zip(TRAININGS.items(), args.epochs)
     }
-    settings = {"sessions": args.sessions, "new": args.new, **mice, "preset": PRESET, **trainings}
+    model = {"preset": PRESET, **PRESETS[PRESET]}
+    settings = {"sessions": args.sessions, "new": args.new, **mice, "model": model, **trainings}
     out = args.out.resolve()  # a fine-tuned model notes where it came from
     metrics_file, report_file = out / "metrics.json", out / "report.html"
     if start_run(out, settings) and metrics_file.exists() and report_file.exists():
@@ -97,7 +99,8 @@ def main(argv: list[str] | None = None) -> None:
         return
 
     datasets.disable_progress_bars()  # of tables being read: milliseconds
-    transformers.logging.set_verbosity_error()  # that it orders checkpoints by number, not by time
+    # It warns that it orders checkpoints by number, not by time.
+    logging.getLogger("transformers.trainer_utils").setLevel(logging.ERROR)
     seconds = {}
     with step(seconds, f"simulate {args.sessions} mice, as ALF recordings", args.out / "alf"):
         eids = simulate(out / "alf", args.sessions, args.workers, **mice)
@@ -332,12 +335,14 @@ def history(folder: Path) -> list[dict]:
 
 
 def settings_table(settings: dict) -> pd.DataFrame:
-    rows = {name: value for name, value in settings.items() if not isinstance(value, dict)}
-    for training, values in settings.items():
-        if isinstance(values, dict):
-            rows |= {f"{training}: {name}": f"{value:.4g}" for name, value in values.items()}
-    rows |= environment()["versions"]
-    return pd.DataFrame({"value": rows.values()}, index=list(rows), dtype=object)
+    rows = {}
+    for name, value in (settings | environment()["versions"]).items():
+        within = value if isinstance(value, dict) else {"": value}
+        rows |= {
+            f"{name} {inner}".replace("_", " ").strip(): inner_value for inner, inner_value in within.items()
+        }
+    texts = [f"{value:.4g}" if isinstance(value, float) else str(value) for value in rows.values()]
+    return pd.DataFrame({"value": texts}, index=list(rows))
 
 
 def parser() -> argparse.ArgumentParser:
