@@ -10,12 +10,14 @@ from neds_hf.models.masking_neds import num_uniform, sample_masks
 
 BINS = 10
 UNITS = {"a": 7, "b": 12}
-# One token a bin and categorical behaviour tokens a bin, as in the paper; and what the `tiny` preset does.
+# One token a bin and categorical behaviour tokens a bin, as in the paper; several bins and one token; and the
+# latter with units read in by their readout rows, which is what the `tiny` preset does.
 STYLES = {
     "paper": {"bins_per_token": 1, "categorical_tokens": "bin"},
     "tiny": {"bins_per_token": 5, "categorical_tokens": "trial"},
+    "tied": {"bins_per_token": 5, "categorical_tokens": "trial", "tied_units": True},
 }
-TOKENS = {"paper": 5 * BINS, "tiny": 3 * 2 + 2}
+TOKENS = {"paper": 5 * BINS, "tiny": 3 * 2 + 2, "tied": 3 * 2 + 2}
 CONTINUOUS = ("wheel_speed", "whisker_motion_energy")
 
 
@@ -522,7 +524,7 @@ def test_unit_dropout_silences_units_in_training_and_keeps_the_expectation():
 
 # The numbers below may change only with the definition of the model, its initial weights or its loss, and then
 # deliberately: run the test, look at why they moved, and put in the new ones.
-GOLDEN = {"paper": (5.84548, 24.789446), "tiny": (7.271412, 38.534351)}
+GOLDEN = {"paper": (5.84548, 24.789446), "tiny": (7.271412, 38.534351), "tied": (9.101213, 22.217579)}
 
 
 @styles
@@ -584,7 +586,7 @@ def test_new_animals_leave_the_old_ones_as_they_were():
     assert model.unit_rows("d") == slice(419, 424)
 
 
-def test_new_units_are_spread_like_the_old_ones_and_start_from_their_mean_rate():
+def test_new_units_are_read_in_like_the_old_ones_and_start_from_their_mean_rate():
     model = make_model()
     with torch.no_grad():
         model.unit_embedding.weight.mul_(3)
@@ -592,15 +594,32 @@ def test_new_units_are_spread_like_the_old_ones_and_start_from_their_mean_rate()
     means[0] = 0.0
     model.add_sessions({"c": 400}, {"c": means})
     rows = model.unit_rows("c")
-    for table in (model.unit_embedding, model.unit_readout):
-        old, new = table.weight.detach()[: rows.start], table.weight.detach()[rows]
-        assert abs(float(new.std() / old.std()) - 1) < 0.05
-        assert abs(float(new.mean())) < 0.05 * float(new.std())
+    old, new = model.unit_embedding.weight.detach()[: rows.start], model.unit_embedding.weight.detach()[rows]
+    assert abs(float(new.std() / old.std()) - 1) < 0.05
+    assert abs(float(new.mean())) < 0.05 * float(new.std())
+    assert not model.unit_readout.weight.detach()[rows].any()
     bias = model.unit_bias.weight[rows, 0].exp()
     np.testing.assert_allclose(bias.detach(), [1e-4] + [0.25] * 399, rtol=1e-5)
     torch.testing.assert_close(model.session_embedding.weight[2], model.session_embedding.weight[:2].mean(0))
     model.add_sessions({"d": 2})
     np.testing.assert_allclose(model.unit_bias.weight[-2:].detach().exp(), 0.1, rtol=1e-5)
+
+
+def test_tied_units_enter_as_the_gradient_of_the_likelihood_that_their_readout_sees():
+    model = make_model("tied", bins_per_token=1)
+    batch = make_batch(sessions=(1,))
+    rows = model.unit_rows("b")
+    readout, bias = model.unit_readout.weight[rows].detach(), model.unit_bias.weight[rows, 0].detach()
+    latent = torch.zeros(BINS, 32, requires_grad=True)  # what the readout sees, bin by bin
+    log_rates = latent @ readout.T + bias
+    counts = batch["spike_counts"][0].float()
+    torch.distributions.Poisson(log_rates.exp()).log_prob(counts).sum().backward()
+    seen = []
+    handle = model.spike_patch.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
+    model(**batch, return_loss=False)
+    handle.remove()
+    torch.testing.assert_close(seen[0][0], latent.grad, rtol=1e-4, atol=1e-4)
+    assert not hasattr(model, "unit_embedding")
 
 
 def test_a_model_without_sessions_can_be_given_its_first():
@@ -617,7 +636,7 @@ def test_new_rows_learn():
     batch = make_batch([0])
     batch = {"session_index": torch.tensor([2]), "spike_counts": batch["spike_counts"][..., :4]}
     model.train()(**batch, hidden=hide(batch, "spikes", bins=slice(0, 5))).loss.backward()
-    learns = model.unit_embedding.weight.grad.abs().amax(1) > 0
+    learns = model.unit_readout.weight.grad.abs().amax(1) > 0
     assert not learns[:19].any() and learns[19:].all()
 
 

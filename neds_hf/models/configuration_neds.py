@@ -17,18 +17,22 @@ IBL_MODALITIES = (
 )
 
 # `small` and `base` are the paper's 3M single-session and 12M 74-session models. `tiny` is for demonstrations
-# and tests on two CPU cores: tokens of five bins and one token a categorical behaviour, 62 tokens a trial.
+# and tests on two CPU cores: tokens of ten bins and one token a categorical behaviour, 32 tokens a trial.
 PRESETS = {
     "tiny": {
-        "hidden_size": 128,
-        "intermediate_size": 256,
-        "num_hidden_layers": 3,
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
         "num_attention_heads": 4,
-        "bins_per_token": 5,
+        "bins_per_token": 10,
         "categorical_tokens": "trial",
+        "tied_units": True,
         "hidden_dropout": 0.1,
         "attention_dropout": 0.0,
         "unit_dropout": 0.2,
+        "scheme_weights": {"encoding": 1.0, "decoding": 1.0, "within_modality": 0.0, "cross_modal": 0.25},
+        "single_behavior_probability": 0.25,
+        "loss_weights": {"spikes": 4.0},
     },
     "small": {
         "hidden_size": 256,
@@ -71,6 +75,9 @@ class NEDSConfig(PreTrainedConfig):
         Dropout on the embeddings and residual branches, and on the attention probabilities.
     unit_dropout (`float`, defaults to 0.0):
         Share of the units that a trial's input loses in training (they stay targets).
+    tied_units (`bool`, defaults to `False`):
+        Read spikes in by the rows of the readout, instead of rows of their own (paper): what encoding learns of
+        a unit then serves decoding, and a unit has half the parameters.
     temporal_embedding (`bool`, defaults to `True`):
         Learned embedding of the token's place in the trial, for every modality, beside the rotary one.
     rope_theta (`float`, defaults to 10000.0):
@@ -112,6 +119,7 @@ class NEDSConfig(PreTrainedConfig):
     hidden_dropout: float | int = 0.2
     attention_dropout: float | int = 0.4
     unit_dropout: float | int = 0.0
+    tied_units: bool = False
     temporal_embedding: bool = True
     rope_theta: float | int = 10000.0
     layer_norm_eps: float = 1e-5

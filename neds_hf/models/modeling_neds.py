@@ -170,8 +170,9 @@ class NEDSEncoder(nn.Module):
 class NEDSModel(PreTrainedModel):
     """The one model class; `AutoModel` gives it.
 
-    Every unit of every session has one row in `unit_embedding` and one in `unit_readout`, so that a new animal
-    is new rows (`add_sessions`) and the neuron embedding of unit k of a session is row k of its rows.
+    Every unit of every session has one row in `unit_embedding` and one in `unit_readout` (with
+    `config.tied_units` only the latter), so that a new animal is new rows (`add_sessions`) and the neuron
+    embedding of unit k of a session is row k of its rows.
     Behaviours are variables that animals share: their tokenizers and readouts belong to no session. What is a
     session's own besides its units is an embedding added to its tokens.
     """
@@ -189,8 +190,10 @@ class NEDSModel(PreTrainedModel):
         hidden_size, patch = config.hidden_size, config.bins_per_token
         num_modalities, num_units = len(config.modalities), sum(config.unit_counts)
         # Tokenizer
-        self.unit_embedding = Table(num_units, hidden_size, std=0.1)
-        self.spike_patch = nn.Linear(patch * hidden_size, hidden_size) if patch > 1 else nn.Identity()
+        if not config.tied_units:
+            self.unit_embedding = Table(num_units, hidden_size, std=0.1)
+        mixes = patch > 1 or config.tied_units
+        self.spike_patch = nn.Linear(patch * hidden_size, hidden_size) if mixes else nn.Identity()
         self.behavior_embedding = nn.ModuleDict(
             {
                 name: Table(classes, hidden_size, std=0.1) if classes else nn.Linear(patch, hidden_size)
@@ -263,8 +266,10 @@ class NEDSModel(PreTrainedModel):
             else:
                 biases[session] = self._log_means(session, num_units, mean_counts.get(session, ()))
         for session, num_units in sessions.items():
-            self.unit_embedding.append_random(num_units)
-            self.unit_readout.append_random(num_units)
+            if not self.config.tied_units:
+                self.unit_embedding.append_random(num_units)
+            # Nothing is known of how a new unit responds: it starts at its mean rate.
+            self.unit_readout.append(torch.zeros(num_units, self.config.hidden_size))
             self.unit_bias.append(biases[session])
             if self.config.session_ids:  # the average animal
                 self.session_embedding.append(self.session_embedding.weight.mean(0, keepdim=True))
@@ -460,13 +465,21 @@ class NEDSModel(PreTrainedModel):
 
     def _tokenize(self, session_index, spike_counts, unit_mask, behaviors, available, hidden):
         """Tokens (B, L, H) of all modalities, and the attention mask: None where every token is attended."""
-        config, dtype = self.config, self.unit_embedding.weight.dtype
+        config, dtype = self.config, self.unit_readout.weight.dtype
         batch_size = len(spike_counts)
-        # Square roots even out the variance of Poisson counts.
-        counts = spike_counts.to(dtype).masked_fill(~unit_mask[:, None], 0.0).sqrt()
+        rows = self._unit_indices(session_index, unit_mask)
+        counts = spike_counts.to(dtype).masked_fill(~unit_mask[:, None], 0.0)
+        if config.tied_units:
+            # What a unit says beyond its mean rate: with its readout row as weights, the sum over units is the
+            # gradient of the Poisson log-likelihood with respect to the token that the readout sees.
+            weights = self.unit_readout(rows)
+            counts = counts - self.unit_bias(rows).transpose(1, 2).exp() * unit_mask[:, None]
+        else:
+            weights = self.unit_embedding(rows)
+            counts = counts.sqrt()  # evens out the variance of Poisson counts
         if self.training and config.unit_dropout:
             counts = counts * F.dropout(torch.ones_like(counts[:, :1]), config.unit_dropout)
-        spikes = counts @ self.unit_embedding(self._unit_indices(session_index, unit_mask))
+        spikes = counts @ weights
         features = {
             "spikes": self.spike_patch(
                 spikes.reshape(batch_size, -1, config.bins_per_token * config.hidden_size)
