@@ -118,9 +118,9 @@ class NEDSTrainer(Trainer):
     def training_step(self, model, inputs, num_items_in_batch=None):
         self._micro_step = self._micro_step + 1 if self._mask_step == self.state.global_step else 0
         self._mask_step = self.state.global_step
-        hidden, available = sample_masks(
-            self.model.config, inputs["available"], self._uniform(len(inputs["session_index"]))
-        )
+        session_index = inputs["session_index"]
+        uniform = self._uniform(len(session_index)).to(session_index.device)
+        hidden, available = sample_masks(self.model.config, inputs["available"], uniform)
         return super().training_step(
             model, {**inputs, "hidden": hidden, "available": available}, num_items_in_batch
         )
