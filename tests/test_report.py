@@ -86,6 +86,13 @@ def test_report_marks_values_that_look_equal_alike_and_nothing_in_a_single_row(t
     assert re.findall('<td class="best">(.*?)</td>', page) == ["0.123", "0.123"]
 
 
+def test_a_reference_row_is_never_the_best(tmp_path):
+    table = pd.DataFrame({"bits/spike": [0.1, 0.2, 0.3]}, index=["linear", "NEDS", "true rates"])
+    write_report(tmp_path / "r.html", "t", [("h", "", table, None)], reference_rows=["true rates"])
+    page = (tmp_path / "r.html").read_text(encoding="utf-8")
+    assert re.findall('<td class="best">(.*?)</td>', page) == ["0.200"]
+
+
 def test_training_curves_show_the_mean_metrics_of_every_run(tmp_path):
     history = [
         {"loss": 2.0, "epoch": 0.5, "step": 1},

@@ -67,7 +67,7 @@ class ShownSession:
 
     Attributes:
         trials: The test trials.
-        predictions: Method to its predictions (`score_predictions`), the one to look at first.
+        predictions: Method to its predictions (`score_predictions`); the last one's rates are shown.
         regions: (N,) regions of the units.
         times_s: (T,) centres of the bins in seconds from the event.
         bin_size_s: Bin width in seconds.
@@ -81,22 +81,22 @@ class ShownSession:
 
 
 def raster_of_first_trial(shown: ShownSession) -> Figure:
-    """Spikes of the first test trial, and the rates that the first method predicts."""
+    """Spikes of the first test trial, and the rates that the last method predicts."""
     from neds_hf.analysis.figures import raster_with_rates
 
-    log_rates = next(iter(shown.predictions.values()))["log_rates"]
+    log_rates = list(shown.predictions.values())[-1]["log_rates"]
     return raster_with_rates(
         shown.trials.spike_counts[0], np.exp(log_rates[0]) / shown.bin_size_s, shown.times_s, shown.regions
     )
 
 
 def psths_of_busiest_units(shown: ShownSession) -> Figure:
-    """Average test trial by choice of the units with the most spikes in them, by the first method."""
+    """Average test trial by choice of the units with the most spikes in them, by the last method."""
     from neds_hf.analysis.figures import psths
 
     trials = shown.trials
     busiest = np.argsort(-trials.spike_counts.sum((0, 1), dtype=np.int64), kind="stable")[:SHOWN_UNITS]
-    log_rates = next(iter(shown.predictions.values()))["log_rates"]
+    log_rates = list(shown.predictions.values())[-1]["log_rates"]
     chosen = trials.categorical["choice"]
     labels = np.array([f"choice {name}" for name in trials.classes["choice"]])
     return psths(

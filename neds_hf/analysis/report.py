@@ -27,6 +27,7 @@ def write_report(
     title: str,
     sections: list[tuple[str, str, pd.DataFrame | None, Figure | None]],
     lower_is_better: Collection[str] = (),
+    reference_rows: Collection[str] = (),
 ) -> None:
     """Write one HTML file that needs no other: figures are inside.
 
@@ -36,6 +37,7 @@ def write_report(
         sections: Heading, text (paragraphs apart by an empty line), and a table and a figure or None each.
             Where a table compares rows, the best of each column of fractional numbers is bold.
         lower_is_better: Columns whose smallest value is the best.
+        reference_rows: Rows that are not compared: never bold.
     """
     from jinja2 import Environment, PackageLoader
 
@@ -48,7 +50,7 @@ def write_report(
             {
                 "heading": heading,
                 "paragraphs": text.split("\n\n") if text else [],
-                "table": None if table is None else _table_cells(table, lower_is_better),
+                "table": None if table is None else _table_cells(table, lower_is_better, reference_rows),
                 "image": None if figure is None else _png_base64(figure),
             }
             for heading, text, table, figure in sections
@@ -70,12 +72,15 @@ def _formatted(table: pd.DataFrame) -> pd.DataFrame:
     return table.astype(object).map(text)
 
 
-def _table_cells(table: pd.DataFrame, lower_is_better: Collection[str]) -> dict:
+def _table_cells(
+    table: pd.DataFrame, lower_is_better: Collection[str], reference_rows: Collection[str]
+) -> dict:
     formatted = _formatted(table)
     best = pd.DataFrame(False, index=table.index, columns=table.columns)
+    compared = ~table.index.isin(list(reference_rows))
     for name in table.select_dtypes(np.floating):
-        values = table[name].round(3)  # what looks the same is equally good
-        if len(table) > 1 and values.notna().any():
+        values = table[name].round(3).where(compared)  # what looks the same is equally good
+        if compared.sum() > 1 and values.notna().any():
             best[name] = values == (values.min() if name in lower_is_better else values.max())
     rows = [
         (name, list(zip(texts, flags)))

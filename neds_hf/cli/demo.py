@@ -15,7 +15,6 @@ from pathlib import Path
 
 import datasets
 import numpy as np
-import pandas as pd
 from tqdm import tqdm
 
 from neds_hf.analysis.baselines import linear_baseline
@@ -51,21 +50,21 @@ PRESET = "tiny"
 STRATEGY = "full"
 TRAININGS = {
     "pretraining": {
-        "num_train_epochs": 30,
+        "num_train_epochs": 60,
         "per_device_train_batch_size": 32,
         "learning_rate": 4e-3,
         "eval_steps": 1 / 6,
     },
     "alone": {
-        "num_train_epochs": 60,
+        "num_train_epochs": 100,
         "per_device_train_batch_size": 16,
-        "learning_rate": 2e-3,
+        "learning_rate": 3e-3,
         "eval_steps": 1 / 12,
     },
     "fine-tuning": {
-        "num_train_epochs": 30,
+        "num_train_epochs": 40,
         "per_device_train_batch_size": 16,
-        "learning_rate": 1e-3,
+        "learning_rate": 2e-3,
         "eval_steps": 1 / 6,
     },
 }
@@ -78,6 +77,13 @@ TRUE_RATES = {
     "true rates, given everything": "log_rates_full",
 }
 NUM_STEPS = 6
+
+# Above every figure of training curves.
+CURVES = (
+    "Validation trials are neither trained on nor tested; the checkpoint with the best mean of their five metrics "
+    "is kept. Their loss is of encoding plus decoding, the training loss of one masking scheme a trial: do not "
+    "compare the two."
+)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -102,15 +108,19 @@ def main(argv: list[str] | None = None) -> None:
     # It warns that it orders checkpoints by number, not by time.
     logging.getLogger("transformers.trainer_utils").setLevel(logging.ERROR)
     seconds = {}
-    with step(seconds, f"simulate {args.sessions} mice, as ALF recordings", args.out / "alf"):
+    with step(seconds, "simulate", f"simulate {args.sessions} mice, as ALF recordings", args.out / "alf"):
         eids = simulate(out / "alf", args.sessions, args.workers, **mice)
         pretrained_mice, new_mice = eids[: -args.new], eids[-args.new :]
-    with step(seconds, "convert the recordings to trials, reading them with ONE", args.out / "dataset"):
+    with step(
+        seconds, "build", "convert the recordings to trials, reading them with ONE", args.out / "dataset"
+    ):
         recordings = build(out / "alf", out / "dataset", new_mice, args.workers)
-    with step(seconds, f"pretrain on {len(pretrained_mice)} mice", args.out / "neds-ibl"):
+    with step(seconds, "pretrain", f"pretrain on {len(pretrained_mice)} mice", args.out / "neds-ibl"):
         prepare = partial(pretrain.prepare, preset=PRESET, settings={})
         train(out / "neds-ibl", trainings["pretraining"], recordings.only(pretrained_mice), prepare)
-    with step(seconds, f"train on {args.new} new mice: each alone, and fine-tuned", args.out / "finetuned"):
+    with step(
+        seconds, "adapt", f"train on {args.new} new mice: each alone, and fine-tuned", args.out / "finetuned"
+    ):
         adapt = partial(finetune.prepare, source=str(out / "neds-ibl"), strategy=STRATEGY)
         for eid in new_mice:
             recording = recordings.only([eid])
@@ -118,10 +128,10 @@ def main(argv: list[str] | None = None) -> None:
             train(out / "alone" / eid, trainings["alone"], recording, prepare)
             print(f"    {subject(recording)} fine-tuned", flush=True)
             train(out / "finetuned" / eid, trainings["fine-tuning"], recording, adapt)
-    with step(seconds, "fit linear models to the new mice", args.out / "linear"):
+    with step(seconds, "baseline", "fit linear models to the new mice", args.out / "linear"):
         for eid in tqdm(new_mice, desc="linear", unit="mouse"):
             baseline(out / "linear" / f"{eid}.npz", recordings.only([eid]), args.seed)
-    with step(seconds, "compare them on the test trials", args.out / "report.html"):
+    with step(seconds, "compare", "compare them on the test trials", args.out / "report.html"):
         compared = [
             compare(out, recordings.only([eid]), args.seed)
             for eid in tqdm(new_mice, desc="compare", unit="mouse")
@@ -162,12 +172,12 @@ def check(args: argparse.Namespace) -> None:
 
 
 @contextmanager
-def step(seconds: dict[str, float], what: str, where: Path) -> Iterator[None]:
+def step(seconds: dict[str, float], name: str, what: str, where: Path) -> Iterator[None]:
     """Say which step comes; note how long this call took for it."""
     print(f"{len(seconds) + 1}/{NUM_STEPS} {what} -> {where}", flush=True)
     start = time.perf_counter()
     yield
-    seconds[what] = round(time.perf_counter() - start, 1)
+    seconds[name] = round(time.perf_counter() - start, 1)
 
 
 def build(alf: Path, out: Path, held_out: list[str], workers: int) -> Recordings:
@@ -219,14 +229,13 @@ def compare(out: Path, recording: Recordings, seed: int) -> tuple[dict[str, dict
     """Metrics of every method on the test trials of a new mouse, and what its figures show."""
     (eid,) = recording.session_ids
     trials = recording.trials(eid, "test")
-    predictions = {}
-    for method, folder in ((FINETUNED, "finetuned"), (ALONE, "alone")):
+    predictions = {LINEAR: baseline(out / "linear" / f"{eid}.npz", recording, seed)}
+    for method, folder in ((ALONE, "alone"), (FINETUNED, "finetuned")):
         model, processor = load_model(str(out / folder / eid))
         loader = split_loader(processor, recording, "test")
         predictions[method] = {
             name: values for task in TASKS for name, values in predict(model, processor, loader, task).items()
         }
-    predictions[LINEAR] = baseline(out / "linear" / f"{eid}.npz", recording, seed)
     null_rates = processor.mean_counts(eid)
     scores = {m: score_predictions(predicted, trials, null_rates) for m, predicted in predictions.items()}
     true_rates = read_true_rates(
@@ -262,18 +271,6 @@ def report(
     from neds_hf.analysis.figures import metric_bars, training_curves  # needs matplotlib
 
     table = comparison_table(means)
-    by_mouse = pd.concat(
-        {
-            name: comparison_table({method: scores[method][eid] for method in (*METHODS, *TRUE_RATES)})
-            for eid, name in subjects.items()
-        }
-    )
-    by_mouse.index = [f"{name}: {method}" for name, method in by_mouse.index]
-    adapted = {
-        f"{name} {how}": history(out / folder / eid)
-        for eid, name in subjects.items()
-        for folder, how in (("alone", "alone"), ("finetuned", "fine-tuned"))
-    }
     first = next(iter(subjects.values()))
     num_pretrained = settings["sessions"] - settings["new"]
     sections = [
@@ -291,17 +288,23 @@ def report(
             None,
         ),
         ("Metrics", "", None, metric_bars(table.loc[list(METHODS)])),
-        ("Each new mouse", "", by_mouse, None),
-        (
-            "Training on the new mice",
-            "Alone and fine-tuned. Validation metrics are of trials that are neither trained on nor tested; the "
-            "checkpoint with the best mean of the five is kept.",
-            None,
-            training_curves(adapted),
+        *(
+            (
+                f"New mouse {name}",
+                CURVES,
+                comparison_table({method: of_mice[eid] for method, of_mice in scores.items()}),
+                training_curves(
+                    {
+                        "alone": history(out / "alone" / eid),
+                        "fine-tuned": history(out / "finetuned" / eid),
+                    }
+                ),
+            )
+            for eid, name in subjects.items()
         ),
         (
             "Pretraining",
-            f"Means over the {num_pretrained} mice.",
+            f"Means over the {num_pretrained} mice. {CURVES}",
             None,
             training_curves({"pretraining": history(out / "neds-ibl")}),
         ),
@@ -324,9 +327,9 @@ def report(
             None,
             behavior_of_first_trials(shown),
         ),
-        ("Settings", "", settings_table(settings), None),
+        ("Settings", settings_text(settings), None, None),
     ]
-    write_report(out / "report.html", "NEDS on simulated mice", sections)
+    write_report(out / "report.html", "NEDS on simulated mice", sections, reference_rows=TRUE_RATES)
 
 
 def history(folder: Path) -> list[dict]:
@@ -334,15 +337,18 @@ def history(folder: Path) -> list[dict]:
     return json.loads((folder / "trainer_state.json").read_text())["log_history"]
 
 
-def settings_table(settings: dict) -> pd.DataFrame:
-    rows = {}
-    for name, value in (settings | environment()["versions"]).items():
-        within = value if isinstance(value, dict) else {"": value}
-        rows |= {
-            f"{name} {inner}".replace("_", " ").strip(): inner_value for inner, inner_value in within.items()
-        }
-    texts = [f"{value:.4g}" if isinstance(value, float) else str(value) for value in rows.values()]
-    return pd.DataFrame({"value": texts}, index=list(rows))
+def settings_text(settings: dict) -> str:
+    """A paragraph a part of the demo."""
+    parts = {"mice": {name: value for name, value in settings.items() if not isinstance(value, dict)}}
+    parts |= {name: value for name, value in settings.items() if isinstance(value, dict)} | environment()
+    return "\n\n".join(
+        f"{part}: "
+        + ", ".join(
+            f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
+            for name, value in values.items()
+        )
+        for part, values in parts.items()
+    )
 
 
 def parser() -> argparse.ArgumentParser:
