@@ -7,7 +7,6 @@ Does what `neds pretrain` does (same model, masks, loss and schedule), without r
 """
 
 import argparse
-import json
 from pathlib import Path
 
 import torch
@@ -21,7 +20,9 @@ from neds_hf.data.collator import ArrowTrials, NEDSCollator
 from neds_hf.models import NEDSConfig, NEDSModel
 from neds_hf.models.configuration_neds import PRESETS
 from neds_hf.models.modeling_neds import Table
-from neds_hf.training.fit import score_split
+from neds_hf.training.fit import split_loader
+from neds_hf.training.inference import score
+from neds_hf.training.runs import write_json
 from neds_hf.training.sessions import mean_table, new_processor, open_recordings
 
 
@@ -93,7 +94,9 @@ def main() -> None:
             bar.update()
         if accelerator.is_main_process:
             unwrapped = accelerator.unwrap_model(model)
-            scores = mean_table(score_split(unwrapped, processor, recordings, "validation"))
+            scores = mean_table(
+                score(unwrapped, processor, split_loader(processor, recordings, "validation"))
+            )
             bar.set_postfix(loss=f"{float(loss):.3f}", validation=f"{scores['mean']:.3f}")
             if scores["mean"] > best:
                 best = scores["mean"]
@@ -103,10 +106,8 @@ def main() -> None:
 
     if accelerator.is_main_process:
         model = NEDSModel.from_pretrained(options.output)
-        scores = score_split(model, processor, recordings, "test")
-        (options.output / "metrics.json").write_text(
-            json.dumps({"mean": mean_table(scores), "sessions": scores}, indent=2) + "\n"
-        )
+        scores = score(model, processor, split_loader(processor, recordings, "test"))
+        write_json(options.output / "metrics.json", {"mean": mean_table(scores), "sessions": scores})
         print({name: round(value, 3) for name, value in mean_table(scores).items()})
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pandas as pd
+import torch
 
 from neds_hf.data.schema import SPLITS, behaviors_of
 from neds_hf.data.trials import SessionTrials, session_trials
@@ -129,7 +130,7 @@ def open_recordings(source: str | Path, config: str = "trials") -> Recordings:
 
 
 def load_model(source: str) -> tuple[NEDSModel, NEDSProcessor]:
-    """A model and its processor.
+    """A model, on the GPU where there is one, and its processor.
 
     Args:
         source: Model folder, or the id of a model repository on the Hub.
@@ -149,7 +150,7 @@ def load_model(source: str) -> tuple[NEDSModel, NEDSProcessor]:
         raise NEDSError(
             f"{source} is no NEDS model: its weights or its sessions are not those of its config.json"
         )
-    return model, processor
+    return model.to("cuda" if torch.cuda.is_available() else "cpu"), processor
 
 
 def new_processor(recordings: Recordings) -> NEDSProcessor:

@@ -1,0 +1,30 @@
+"""`examples/pretrain_no_trainer.py` trains what `neds pretrain` trains, in a process of its own."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from neds_hf.training.fit import score_split
+from neds_hf.training.sessions import load_model, mean_table, open_recordings
+
+SCRIPT = Path(__file__).parents[1] / "examples" / "pretrain_no_trainer.py"
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, SCRIPT, *arguments], capture_output=True, text=True, timeout=200)
+
+
+def test_the_plain_loop_writes_a_model_with_its_test_metrics(dataset, tmp_path):
+    options = (
+        "--preset tiny --epochs 3 --batch-size 8 --learning-rate 0.004 --weight-decay 0.1 --seed 7".split()
+    )
+    result = run("--dataset", str(dataset), "--output", str(tmp_path), *options)
+    assert result.returncode == 0, result.stderr
+    model, processor = load_model(str(tmp_path))
+    written = json.loads((tmp_path / "metrics.json").read_text())
+    scores = score_split(model, processor, open_recordings(dataset), "test")
+    assert set(written["sessions"]) == set(scores) == {"ann", "bob", "cat"}
+    assert written["mean"]["mean"] == pytest.approx(mean_table(scores)["mean"], abs=1e-6)
