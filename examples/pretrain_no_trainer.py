@@ -97,7 +97,7 @@ def main() -> None:
             scores = mean_table(
                 score(unwrapped, processor, split_loader(processor, recordings, "validation"))
             )
-            bar.set_postfix(loss=f"{float(loss):.3f}", validation=f"{scores['mean']:.3f}")
+            bar.set_postfix(loss=f"{loss.item():.3f}", validation=f"{scores['mean']:.3f}")
             if scores["mean"] > best:
                 best = scores["mean"]
                 unwrapped.save_pretrained(options.output)
