@@ -35,18 +35,11 @@ def global_batch_size(args: NEDSTrainingArguments) -> int:
 
 
 class OneLineProgress(ProgressCallback):
-    """Progress bar that prints loss and the metrics' means, not every number of every session."""
+    """Progress bar that shows what the best checkpoint is chosen by, not every number of every session."""
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if state.is_world_process_zero and self.training_bar is not None and "eval_mean" in (logs or {}):
-            shown = {
-                name.removeprefix("eval_"): round(value, 3)
-                for name, value in logs.items()
-                if name.endswith(("mean", "bits_per_spike", "_r2", "_accuracy"))
-                and not name.endswith(("balanced_accuracy", "psth_r2"))
-                and "/" not in name
-            }
-            self.training_bar.set_postfix(shown)
+            self.training_bar.set_postfix(validation_mean=f"{logs['eval_mean']:.3f}")
 
 
 class NEDSTrainer(Trainer):
