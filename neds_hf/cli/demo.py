@@ -287,7 +287,7 @@ def report(
         (
             "Pretraining",
             f"Means over the {num_pretrained} mice. Validation trials are neither trained on nor tested; the "
-            "checkpoint with the best mean of their five metrics is kept. Their loss is of encoding plus decoding, "
+            "checkpoint with the best mean of their five metrics is kept. Their loss is encoding plus decoding, "
             "the training loss of one masking scheme a trial: do not compare the two.",
             None,
             training_curves({"pretraining": history(out / "neds-ibl")}),
