@@ -6,7 +6,6 @@ Every step keeps what an earlier, interrupted call finished.
 import argparse
 import importlib.util
 import json
-import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -101,8 +100,6 @@ def main(argv: list[str] | None = None) -> None:
     # So small a model gains a third by a second core, but is ten times slower where another program wants that.
     threadpool_limits(1)
     datasets.disable_progress_bars()  # of tables being read: milliseconds
-    # It warns that it orders checkpoints by number, not by time.
-    logging.getLogger("transformers.trainer_utils").setLevel(logging.ERROR)
     seconds = {}
     with step(seconds, "simulate", f"simulate {args.sessions} mice, as ALF recordings", args.out / "alf"):
         eids = simulate(out / "alf", args.sessions, args.workers, **mice)

@@ -74,9 +74,11 @@ def fit(
     """
     folder = Path(args.output_dir)
     logging.disable_progress_bar()  # of weights being read and written: a few milliseconds
+    # It warns that it orders checkpoints by number, not by time.
+    logging.get_logger("transformers.trainer_utils").setLevel(logging.ERROR)
     with args.main_process_first(desc="run file"):
         if start_run(folder, configuration):
-            raise NEDSError(f"{folder} holds this very run, finished; choose another --output to repeat it")
+            raise NEDSError(f"{folder} holds this very run, finished; choose another folder to repeat it")
         checkpoint = args.resume_from_checkpoint or last_checkpoint(folder)
     trainer = NEDSTrainer(model, args, processor, recordings)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)

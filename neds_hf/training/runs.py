@@ -79,12 +79,10 @@ def start_run(folder: Path, configuration: dict) -> bool:
         before = previous["configuration"]
         if before != configuration:
             changed = ", ".join(_differences(before, configuration))
-            raise NEDSError(f"{folder} holds a run with other settings: {changed}; choose another --output")
+            raise NEDSError(f"{folder} holds a run with other settings: {changed}; choose another folder")
         return "finished" in previous
     if any(folder.glob("checkpoint-*")):
-        raise NEDSError(
-            f"{folder} holds checkpoints, but no {RUN_FILE} says of what; choose another --output"
-        )
+        raise NEDSError(f"{folder} holds checkpoints, but no {RUN_FILE} says of what; choose another folder")
     write_json(path, {"configuration": configuration, **environment(), "started": time.time()})
     return False
 
