@@ -50,7 +50,7 @@ PRESET = "tiny"
 STRATEGY = "full"
 TRAININGS = {
     "pretraining": {
-        "num_train_epochs": 90,
+        "num_train_epochs": 60,
         "per_device_train_batch_size": 32,
         "learning_rate": 4e-3,
         "eval_steps": 1 / 6,
