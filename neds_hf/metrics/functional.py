@@ -73,7 +73,7 @@ def r2(predicted: np.ndarray, real: np.ndarray) -> float:
 def r2_beyond_average(predicted: np.ndarray, real: np.ndarray) -> float:
     """Explained variance beyond the average trial: 1 − Σ(real − predicted)² / Σ(real − mean of its bin)².
 
-    The mean of a bin goes over these trials (paper, section 4). Zero: no better than the average trial.
+    The mean of a bin goes over these trials (as the paper says of its R²). Zero: no better than the average trial.
 
     Args:
         predicted, real: (B, T). Trials that are all NaN in `real` are left out.

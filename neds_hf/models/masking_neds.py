@@ -1,4 +1,4 @@
-"""What is hidden from the model, trial by trial (paper, section 3.2).
+"""What is hidden from the model, trial by trial (arXiv 2504.08201).
 
 Four schemes, one drawn for each trial:
 
