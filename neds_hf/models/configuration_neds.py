@@ -7,6 +7,12 @@ from transformers.configuration_utils import PreTrainedConfig
 
 KINDS = ("spikes", "continuous", "categorical")
 SCHEMES = ("encoding", "decoding", "within_modality", "cross_modal")
+CHOICES = {
+    "categorical_tokens": ("bin", "trial"),
+    "tokenizer": ("linear", "mlp"),
+    "masks_per": ("trial", "batch"),
+    "loss": ("per_trial", "published"),
+}
 
 IBL_MODALITIES = (
     {"name": "spikes", "kind": "spikes"},
@@ -75,6 +81,12 @@ class NEDSConfig(PreTrainedConfig):
         Dropout on the embeddings and residual branches, and on the attention probabilities.
     unit_dropout (`float`, defaults to 0.0):
         Share of the units that a trial's input loses in training (they stay targets).
+    tokenizer (`str`, defaults to `"linear"`):
+        `"linear"` (paper): a row a unit, and one tokenizer and readout a behaviour for all sessions. `"mlp"`: the
+        published code's, a two-layer tokenizer and a readout of every modality for each session, with that
+        code's initial weights.
+    tokenizer_width (`int`, *optional*):
+        Inner width of the spikes' `"mlp"` tokenizer. Default: twice the largest unit count, as published.
     tied_units (`bool`, defaults to `False`):
         Read spikes in by the rows of the readout, instead of rows of their own (paper): what encoding learns of
         a unit then serves decoding, and a unit has half the parameters.
@@ -89,6 +101,14 @@ class NEDSConfig(PreTrainedConfig):
         Share of hidden tokens in `"within_modality"` and `"cross_modal"`.
     single_behavior_probability (`float`, defaults to 0.5):
         How often `"encoding"` in training shows one behaviour alone instead of all.
+    within_modality_context (`bool`, defaults to `False`):
+        Whether `"within_modality"` shows the other modality (published code) or leaves it out of attention.
+    masks_per (`str`, defaults to `"trial"`):
+        `"trial"` draws masks for each trial; `"batch"` uses the first trial's for the whole batch, as the
+        published code did until March 2026.
+    loss (`str`, defaults to `"per_trial"`):
+        `"per_trial"`: every trial counts the same; `"published"`: the published code's, over the hidden targets
+        of the batch.
     loss_weights (`dict[str, float]`, *optional*):
         Weight of a modality's loss in the total; 1 where not named.
     initial_mean_count (`float`, defaults to 0.1):
@@ -119,6 +139,8 @@ class NEDSConfig(PreTrainedConfig):
     hidden_dropout: float | int = 0.2
     attention_dropout: float | int = 0.4
     unit_dropout: float | int = 0.0
+    tokenizer: str = "linear"
+    tokenizer_width: int | None = None
     tied_units: bool = False
     temporal_embedding: bool = True
     rope_theta: float | int = 10000.0
@@ -126,6 +148,9 @@ class NEDSConfig(PreTrainedConfig):
     scheme_weights: dict | None = None
     mask_ratio: float | int = 0.1
     single_behavior_probability: float | int = 0.5
+    within_modality_context: bool = False
+    masks_per: str = "trial"
+    loss: str = "per_trial"
     loss_weights: dict | None = None
     initial_mean_count: float = 0.1
 
@@ -135,6 +160,8 @@ class NEDSConfig(PreTrainedConfig):
         self.modalities = [dict(modality) for modality in self.modalities]
         self.scheme_weights = self.scheme_weights or dict.fromkeys(SCHEMES, 1.0)
         self.loss_weights = self.loss_weights or {}
+        if self.tokenizer == "mlp" and self.tokenizer_width is None and self.unit_counts:
+            self.tokenizer_width = 2 * max(self.unit_counts)
         super().__post_init__(**kwargs)
 
     def validate_architecture(self):
@@ -173,8 +200,19 @@ class NEDSConfig(PreTrainedConfig):
             raise ValueError(
                 f"hidden_size {self.hidden_size} is not a multiple of twice the {self.num_attention_heads} heads"
             )
-        if self.categorical_tokens not in ("bin", "trial"):
-            raise ValueError(f"categorical_tokens is 'bin' or 'trial', not {self.categorical_tokens!r}")
+        for name, choices in CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} is {' or '.join(map(repr, choices))}, not {getattr(self, name)!r}")
+        if self.tokenizer == "mlp":
+            if self.bins_per_token > 1 or self.categorical_tokens != "bin" or self.tied_units:
+                raise ValueError(
+                    "tokenizer 'mlp' goes with bins_per_token 1, categorical_tokens 'bin' and tied_units False"
+                )
+            if not self.tokenizer_width or self.tokenizer_width < 1:
+                raise ValueError(
+                    f"tokenizer_width is {self.tokenizer_width}, expected a positive number where there are no "
+                    "sessions to derive it from"
+                )
         weights = self.scheme_weights.values()
         if set(self.scheme_weights) - set(SCHEMES) or min(weights) < 0 or sum(weights) <= 0:
             raise ValueError(

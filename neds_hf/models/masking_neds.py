@@ -5,7 +5,7 @@ Four schemes, one drawn for each trial:
 - `encoding`: all spikes are hidden; all behaviours are shown, or in training one behaviour alone.
 - `decoding`: all behaviours are hidden.
 - `within_modality`: random tokens of the spikes, or of the behaviours, are hidden and must be predicted from
-  the rest of the same; the other is left out of attention.
+  the rest of the same; the other is left out of attention (`config.within_modality_context` shows it).
 - `cross_modal`: random tokens of everything are hidden.
 """
 
@@ -31,7 +31,8 @@ def sample_masks(
         config: The model's configuration.
         available: Behaviour to (B,) bool, True where the trial has it.
         uniform: (B, `num_uniform(config)`) random numbers in [0, 1); a trial's masks depend on its own row
-            only. Needed unless `scheme` is `"encoding"` or `"decoding"`.
+            only, with `config.masks_per` `"batch"` on the first row. Needed unless `scheme` is `"encoding"` or
+            `"decoding"`.
         scheme: One scheme for all trials, with all behaviours shown in `"encoding"`; None draws one for
             each trial by `config.scheme_weights`.
 
@@ -53,6 +54,8 @@ def sample_masks(
     batch_size, device = len(shown), shown.device
     if uniform is None:
         uniform = torch.zeros(batch_size, num_uniform(config), device=device)
+    if config.masks_per == "batch":
+        uniform = uniform[:1].expand_as(uniform)
 
     if scheme is None:
         weights = torch.tensor([config.scheme_weights.get(name, 0.0) for name in SCHEMES], device=device)
@@ -72,15 +75,32 @@ def sample_masks(
     # Within spikes or within behaviours; a trial without behaviours has only spikes.
     within_spikes = within & ((uniform[:, 1] < 0.5) | (count == 0))
     within_behavior = within & ~within_spikes
-    attended = attended & ~within_spikes[:, None]
+    left_out = torch.zeros_like(within) if config.within_modality_context else within
+    attended = attended & ~(left_out & within_spikes)[:, None]
 
     tokens = config.tokens_per_trial
     random = dict(zip(tokens, (uniform[:, 3:] < config.mask_ratio).split(list(tokens.values()), 1)))
     some = {"spikes": cross | within_spikes} | dict.fromkeys(names, cross | within_behavior)
     whole = {"spikes": encoding} | dict.fromkeys(names, decoding)
-    kept = {"spikes": ~within_behavior} | {name: attended[:, place] for place, name in enumerate(names)}
+    kept = {"spikes": ~(left_out & within_behavior)} | {
+        name: attended[:, place] for place, name in enumerate(names)
+    }
     hidden = {}
     for name in tokens:
         mask = (whole[name][:, None] | (some[name][:, None] & random[name])) & kept[name][:, None]
         hidden[name] = mask.repeat_interleave(config.num_bins // tokens[name], 1)
     return hidden, kept
+
+
+def count_targets(
+    hidden: dict[str, torch.Tensor], available: dict[str, torch.Tensor], unit_mask: torch.Tensor
+) -> dict[str, torch.Tensor]:
+    """Values of the batch that are hidden: units x bins of the spikes, bins of each behaviour; a scalar each.
+
+    Args:
+        hidden: Modality to (B, T) bool.
+        available: Behaviour to (B,) bool; a missing one is no target.
+        unit_mask: (B, N) bool, True for a real unit.
+    """
+    per_bin = {name: available[name] for name in hidden if name != "spikes"} | {"spikes": unit_mask.sum(1)}
+    return {name: (mask.sum(1) * per_bin[name]).sum() for name, mask in hidden.items()}

@@ -18,7 +18,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 from transformers.utils import ModelOutput
 
 from .configuration_neds import NEDSConfig
-from .masking_neds import num_uniform, sample_masks
+from .masking_neds import count_targets, num_uniform, sample_masks
 
 
 @dataclass
@@ -94,6 +94,39 @@ class Table(nn.Embedding):
         """Add rows that are spread as the present ones are, or as at the start where there are none."""
         std = float(self.weight.std()) if self.num_embeddings > 1 else self.std
         self.append(torch.empty(num_rows, self.embedding_dim).normal_(self.mean, std))
+
+
+class SessionLinear(nn.Module):
+    """A linear layer of each session's own: a row of weights and a row of biases a session."""
+
+    def __init__(self, num_sessions: int, in_features: int, out_features: int):
+        super().__init__()
+        self.shape = (out_features, in_features)
+        std = (3 * in_features) ** -0.5  # as spread as what torch.nn.Linear starts from
+        self.weight = Table(num_sessions, out_features * in_features, std)
+        self.bias = Table(num_sessions, out_features, std)
+
+    def forward(self, states: torch.Tensor, session_index: torch.Tensor) -> torch.Tensor:
+        """(B, L, in_features) to (B, L, out_features)."""
+        weight = self.weight(session_index).view(-1, *self.shape)
+        return torch.baddbmm(self.bias(session_index)[:, None], states, weight.mT)
+
+
+class SessionTokenizer(nn.Module):
+    """The published code's tokenizer of a behaviour: two features a token, softsign, and a second layer.
+
+    A continuous value gives one token; a class, as a number, gives all tokens of the trial.
+    """
+
+    def __init__(self, num_sessions: int, tokens_per_value: int, hidden_size: int):
+        super().__init__()
+        self.first = SessionLinear(num_sessions, 1, 2 * tokens_per_value)
+        self.second = SessionLinear(num_sessions, 2, hidden_size)
+
+    def forward(self, values: torch.Tensor, session_index: torch.Tensor) -> torch.Tensor:
+        """(B, L) values to (B, L * tokens_per_value, H)."""
+        features = F.softsign(self.first(values[..., None], session_index))
+        return self.second(features.reshape(len(values), -1, 2), session_index)
 
 
 class NEDSAttention(nn.Module):
@@ -174,7 +207,9 @@ class NEDSModel(PreTrainedModel):
     `config.tied_units` only the latter), so that a new animal is new rows (`add_sessions`) and the neuron
     embedding of unit k of a session is row k of its rows.
     Behaviours are variables that animals share: their tokenizers and readouts belong to no session. What is a
-    session's own besides its units is an embedding added to its tokens.
+    session's own besides its units is an embedding added to its tokens; with `config.tokenizer` `"mlp"` (the
+    published code's) also the modules whose names begin with `session_`, and `unit_embedding` is then the first
+    of two layers.
     """
 
     config_class = NEDSConfig
@@ -189,44 +224,91 @@ class NEDSModel(PreTrainedModel):
         super().__init__(config)
         hidden_size, patch = config.hidden_size, config.bins_per_token
         num_modalities, num_units = len(config.modalities), sum(config.unit_counts)
+        num_sessions, mlp = len(config.session_ids), config.tokenizer == "mlp"
         # Tokenizer
-        if not config.tied_units:
-            self.unit_embedding = Table(num_units, hidden_size, std=0.1)
-        mixes = patch > 1 or config.tied_units
-        self.spike_patch = nn.Linear(patch * hidden_size, hidden_size) if mixes else nn.Identity()
-        self.behavior_embedding = nn.ModuleDict(
-            {
-                name: Table(classes, hidden_size, std=0.1) if classes else nn.Linear(patch, hidden_size)
-                for name, classes in config.behaviors.items()
-            }
-        )
-        self.mask_embedding = Table(1, hidden_size, std=0.1)
-        self.modality_embedding = Table(num_modalities, hidden_size, std=0.1)
-        self.session_embedding = Table(len(config.session_ids), num_modalities * hidden_size, std=0.01)
+        if mlp:
+            width = config.tokenizer_width
+            std = (1.5 * width) ** -0.5  # of a linear layer from half the width
+            self.unit_embedding = Table(num_units, width, std)
+            self.session_spike_bias = Table(num_sessions, width, std)
+            self.session_spike_projection = SessionLinear(num_sessions, width, hidden_size)
+            self.session_tokenizer = nn.ModuleDict(
+                {
+                    name: SessionTokenizer(num_sessions, config.num_bins if classes else 1, hidden_size)
+                    for name, classes in config.behaviors.items()
+                }
+            )
+        else:
+            if not config.tied_units:
+                self.unit_embedding = Table(num_units, hidden_size, std=0.1)
+            mixes = patch > 1 or config.tied_units
+            self.spike_patch = nn.Linear(patch * hidden_size, hidden_size) if mixes else nn.Identity()
+            self.behavior_embedding = nn.ModuleDict(
+                {
+                    name: Table(classes, hidden_size, std=0.1) if classes else nn.Linear(patch, hidden_size)
+                    for name, classes in config.behaviors.items()
+                }
+            )
+        std = 1.0 if mlp else 0.1
+        self.mask_embedding = Table(1, hidden_size, std)
+        self.modality_embedding = Table(num_modalities, hidden_size, std)
+        self.session_embedding = Table(num_sessions, num_modalities * hidden_size, std=std if mlp else 0.01)
         if config.temporal_embedding:
-            self.temporal_embedding = Table(num_modalities * config.num_bins // patch, hidden_size, std=0.1)
+            self.temporal_embedding = Table(num_modalities * config.num_bins // patch, hidden_size, std)
         self.dropout = nn.Dropout(config.hidden_dropout)
         self.encoder = NEDSEncoder(config)
         # Readout
         self.spike_unpatch = nn.Linear(hidden_size, patch * hidden_size) if patch > 1 else nn.Identity()
-        self.unit_readout = Table(num_units, hidden_size, std=0.02)
+        self.unit_readout = Table(num_units, hidden_size, std=(3 * hidden_size) ** -0.5 if mlp else 0.02)
         self.unit_bias = Table(num_units, 1, std=0.0, mean=math.log(config.initial_mean_count))
-        self.behavior_readout = nn.ModuleDict(
-            {name: nn.Linear(hidden_size, classes or patch) for name, classes in config.behaviors.items()}
-        )
+        if mlp:
+            self.session_token_weights = nn.ModuleDict(
+                {
+                    name: Table(num_sessions, config.num_bins, std=12**-0.5, mean=0.5)
+                    for name, classes in config.behaviors.items()
+                    if classes
+                }
+            )
+            self.session_readout = nn.ModuleDict(
+                {
+                    name: SessionLinear(num_sessions, hidden_size, classes or 1)
+                    for name, classes in config.behaviors.items()
+                }
+            )
+        else:
+            self.behavior_readout = nn.ModuleDict(
+                {name: nn.Linear(hidden_size, classes or patch) for name, classes in config.behaviors.items()}
+            )
         self.post_init()
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, nn.Linear):
-            scale = (2 * self.config.num_hidden_layers) ** -0.5 if module in self.encoder.residuals else 1.0
-            init.normal_(module.weight, std=scale * module.in_features**-0.5)
+            if self.config.tokenizer == "mlp":
+                self._init_as_published(module)
+            else:
+                scale = (
+                    (2 * self.config.num_hidden_layers) ** -0.5 if module in self.encoder.residuals else 1.0
+                )
+                init.normal_(module.weight, std=scale * module.in_features**-0.5)
             init.zeros_(module.bias)
         elif isinstance(module, nn.LayerNorm):
             init.ones_(module.weight)
             init.zeros_(module.bias)
         elif isinstance(module, Table):
             init.normal_(module.weight, mean=module.mean, std=module.std)
+
+    def _init_as_published(self, linear: nn.Linear) -> None:
+        """The published code's spread: values and what leaves a layer start smaller, the deeper the model."""
+        std = (3 * linear.in_features) ** -0.5
+        scale = 0.67 * self.config.num_hidden_layers**-0.25
+        if linear in [block.attention.qkv_proj for block in self.encoder.blocks]:
+            query_key, value = torch.randn_like(linear.weight).split(
+                [2 * linear.in_features, linear.in_features]
+            )
+            init.copy_(linear.weight, torch.cat((std * query_key, 2**0.5 * scale * std * value)))
+        else:
+            init.normal_(linear.weight, std=scale * std)
 
     # --- sessions ---
 
@@ -275,8 +357,20 @@ class NEDSModel(PreTrainedModel):
                 self.session_embedding.append(self.session_embedding.weight.mean(0, keepdim=True))
             else:
                 self.session_embedding.append_random(1)
+            for table in self._own_tables:
+                table.append_random(1)
             self.config.session_ids.append(session)
             self.config.unit_counts.append(num_units)
+
+    @property
+    def _own_tables(self) -> list[Table]:
+        """Tables of the published tokenizers and readouts, with a row a session."""
+        names = ("session_spike_", "session_tokenizer.", "session_token_weights.", "session_readout.")
+        return [
+            module
+            for name, module in self.named_modules()
+            if isinstance(module, Table) and name.startswith(names)
+        ]
 
     @torch.no_grad()
     def set_mean_counts(self, session: str, mean_counts: np.ndarray) -> None:
@@ -375,9 +469,8 @@ class NEDSModel(PreTrainedModel):
             ]
             losses = {name: sum(one.losses[name] for one in passes) for name in passes[0].losses}
         elif return_loss:
-            losses = self._losses(
-                log_rates, predictions, spike_counts, unit_mask, behaviors, available, hidden
-            )
+            compute = self._published_losses if config.loss == "published" else self._losses
+            losses = compute(log_rates, predictions, spike_counts, unit_mask, behaviors, available, hidden)
         loss = None
         if losses:
             loss = sum(config.loss_weights.get(name, 1.0) * value for name, value in losses.items())
@@ -469,7 +562,9 @@ class NEDSModel(PreTrainedModel):
         batch_size = len(spike_counts)
         rows = self._unit_indices(session_index, unit_mask)
         counts = spike_counts.to(dtype).masked_fill(~unit_mask[:, None], 0.0)
-        if config.tied_units:
+        if config.tokenizer == "mlp":
+            weights = self.unit_embedding(rows)
+        elif config.tied_units:
             # What a unit says beyond its mean rate: with its readout row as weights, the sum over units is the
             # gradient of the Poisson log-likelihood with respect to the token that the readout sees.
             weights = self.unit_readout(rows)
@@ -480,24 +575,27 @@ class NEDSModel(PreTrainedModel):
         if self.training and config.unit_dropout:
             counts = counts * F.dropout(torch.ones_like(counts[:, :1]), config.unit_dropout)
         spikes = counts @ weights
-        features = {
-            "spikes": self.spike_patch(
-                spikes.reshape(batch_size, -1, config.bins_per_token * config.hidden_size)
-            )
-        }
         tokens = config.tokens_per_trial
+        if config.tokenizer == "mlp":
+            spikes = F.softsign(spikes + self.session_spike_bias(session_index)[:, None])
+            spikes = self.session_spike_projection(spikes, session_index)
+        else:
+            spikes = spikes.reshape(batch_size, tokens["spikes"], config.bins_per_token * config.hidden_size)
+            spikes = self.spike_patch(spikes)
+        features = {"spikes": spikes}
         for name, classes in config.behaviors.items():
             values = behaviors.get(name)
             if values is None:
                 features[name] = spikes.new_zeros(batch_size, tokens[name], config.hidden_size)
+                continue
+            values = values.reshape(batch_size, -1).masked_fill(~available[name][:, None], 0)
+            if config.tokenizer == "mlp":
+                features[name] = self.session_tokenizer[name](values.to(dtype), session_index)
             elif classes:
-                embedded = self.behavior_embedding[name](values.masked_fill(~available[name], 0))
-                features[name] = embedded[:, None].expand(-1, tokens[name], -1)
+                features[name] = self.behavior_embedding[name](values).expand(-1, tokens[name], -1)
             else:
-                values = values.to(dtype).masked_fill(~available[name][:, None], 0.0)
-                features[name] = self.behavior_embedding[name](
-                    values.reshape(batch_size, tokens[name], config.bins_per_token)
-                )
+                values = values.to(dtype).reshape(batch_size, tokens[name], config.bins_per_token)
+                features[name] = self.behavior_embedding[name](values)
 
         session = self.session_embedding(session_index).view(batch_size, -1, 1, config.hidden_size)
         states, attended = [], []
@@ -536,10 +634,15 @@ class NEDSModel(PreTrainedModel):
         log_rates = spikes @ self.unit_readout(rows).transpose(1, 2) + self.unit_bias(rows).transpose(1, 2)
         predictions = {}
         for name, classes in config.behaviors.items():
-            if classes:
-                predictions[name] = self.behavior_readout[name](states[name].mean(1)).float()
+            if config.tokenizer == "mlp":
+                read = states[name]
+                if classes:
+                    weights = self.session_token_weights[name](session_index)
+                    read = (read * weights[..., None]).sum(1, keepdim=True)
+                read = self.session_readout[name](read, session_index)
             else:
-                predictions[name] = self.behavior_readout[name](states[name]).flatten(1).float()
+                read = self.behavior_readout[name](states[name].mean(1) if classes else states[name])
+            predictions[name] = read.flatten(1).float()
         return log_rates.float(), predictions
 
     def _losses(self, log_rates, predictions, spike_counts, unit_mask, behaviors, available, hidden):
@@ -571,6 +674,31 @@ class NEDSModel(PreTrainedModel):
                 mask = hidden[name] & available[name][:, None]
                 error = (predictions[name] - target.float().masked_fill(~mask, 0.0)).square() * mask
                 losses[name] = (error.sum(1) / mask.sum(1).clamp(min=1)).mean()
+        return losses
+
+    def _published_losses(
+        self, log_rates, predictions, spike_counts, unit_mask, behaviors, available, hidden
+    ):
+        """Loss of each modality as in the published code: summed over the batch, divided by the number of hidden
+        targets (units x bins of spikes, bins of a behaviour). Of a categorical behaviour the cross-entropy of
+        every trial is summed, hidden or not, and divided by the number of hidden bins.
+        """
+        losses = {}
+        for name, number in count_targets(hidden, available, unit_mask).items():
+            target = spike_counts if name == "spikes" else behaviors.get(name)
+            if target is None:
+                continue
+            if name == "spikes":
+                error = log_rates.exp() - target.float() * log_rates
+                error = error.masked_fill(~unit_mask[:, None], 0.0).sum(-1) * hidden[name]
+            elif self.config.behaviors[name]:
+                target = target.masked_fill(~available[name], 0).long()
+                error = F.cross_entropy(predictions[name], target, reduction="none") * available[name]
+                error = error * (number > 0)
+            else:
+                mask = hidden[name] & available[name][:, None]
+                error = (predictions[name] - target.float().masked_fill(~mask, 0.0)).square() * mask
+            losses[name] = error.sum() / number.clamp(min=1)
         return losses
 
 
