@@ -24,7 +24,8 @@ MAY_IMPORT = {
     "data": {"models"},
     "training": {"models", "metrics", "data"},
     "analysis": {"models", "metrics", "data", "training"},
-    "cli": {"models", "metrics", "data", "training", "analysis"},
+    "hub": {"models", "metrics", "data", "training"},
+    "cli": {"models", "metrics", "data", "training", "analysis", "hub"},
 }
 
 

@@ -12,6 +12,7 @@ COMMANDS = {
     "finetune": "adapt a model to a new animal",
     "evaluate": "score a model on a split of a dataset",
     "predict": "write predicted spikes or behaviours",
+    "convert": "a checkpoint of the published code to a model folder",
     "demo": "the whole way on simulated mice, with a report",
 }
 

@@ -5,16 +5,21 @@ the most units; the inputs of units that a session lacks are -1. Here these cons
 first layer's bias, and the rows of units that do not exist are left out: the same function of the same recordings.
 """
 
+import hashlib
 import pickle
+import shutil
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 import yaml
+from huggingface_hub import ModelCard, ModelCardData
 
 from neds_hf.errors import NEDSError
-from neds_hf.models import NEDSConfig, NEDSModel
+from neds_hf.models import NEDSConfig, NEDSModel, NEDSProcessor
 from neds_hf.models.configuration_neds import IBL_MODALITIES
+from neds_hf.training.runs import environment, write_json
 
 PADDING = -1.0  # input of a unit that the session does not have
 
@@ -24,28 +29,58 @@ NAMES = {"spike": "spikes", "wheel": "wheel_speed", "whisker": "whisker_motion_e
 Tensors = Mapping[str, torch.Tensor]
 
 
-def read_sessions(path: Path) -> dict[str, int | None]:
-    """Session to its number of units, in the order of the code's session embedding; None for a session of its list
-    that the checkpoint was not trained on.
+@dataclass
+class OriginalSession:
+    """What the tensors do not tell of a session.
+
+    Attributes:
+        units: Uuid of each unit in the order of the code's arrays; empty for a session that is in the code's list,
+            but not in the checkpoint.
+        ranges: Continuous behaviour to the smallest and the largest value, by which the published code scales it
+            to 0...1.
+    """
+
+    units: list[str]
+    ranges: dict[str, list[float]]
+
+
+def read_sessions(path: Path) -> dict[str, OriginalSession]:
+    """The sessions of a checkpoint, in the order of the code's session embedding.
 
     Args:
-        path: JSON or YAML file, a mapping.
+        path: JSON or YAML file, a mapping of session to its number of units; to null, where the session is in the
+            code's list but not in the checkpoint; or to a mapping with `units` (their number, or a list of their
+            uuids) and the `[smallest, largest]` value of continuous behaviours by name.
 
     Raises:
         NEDSError: No such file, or something else in it.
     """
     try:
-        sessions = yaml.safe_load(path.read_text())  # of which JSON is a part
+        content = yaml.safe_load(path.read_text())  # of which JSON is a part
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise NEDSError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
-    if not isinstance(sessions, dict) or not sessions:
+    if not isinstance(content, dict) or not content:
         raise NEDSError(f"{path} holds no mapping of session to number of units")
-    for session, count in sessions.items():
-        if not isinstance(session, str) or not (count is None or (type(count) is int and count > 0)):
-            raise NEDSError(
-                f"{path}: session {session!r} has {count!r}, expected a number of units (null: not in this model)"
-            )
-    return sessions
+    return {str(session): _session(path, str(session), value) for session, value in content.items()}
+
+
+def _session(path: Path, session: str, value: object) -> OriginalSession:
+    if value is None:
+        return OriginalSession([], {})
+    ranges = dict(value) if isinstance(value, dict) else {}
+    units = ranges.pop("units", None) if isinstance(value, dict) else value
+    if type(units) is int and units > 0:
+        units = [f"{session}/{index}" for index in range(units)]  # as trial arrays name them
+    if not isinstance(units, list) or not units or len(set(map(str, units))) != len(units):
+        raise NEDSError(
+            f"{path}: session {session} has units {units!r}, expected their number, a list of their uuids, or "
+            "null for a session that is not in the checkpoint"
+        )
+    for name, bounds in ranges.items():
+        numbers = isinstance(bounds, list) and all(type(bound) in (int, float) for bound in bounds)
+        if not numbers or len(bounds) != 2 or not bounds[0] < bounds[1]:
+            raise NEDSError(f"{path}: session {session} has {name} {bounds!r}, expected [smallest, largest]")
+    return OriginalSession(list(map(str, units)), {name: list(map(float, r)) for name, r in ranges.items()})
 
 
 def read_checkpoint(path: Path) -> Tensors:
@@ -65,13 +100,15 @@ def read_checkpoint(path: Path) -> Tensors:
             'state_dict, as {"model": model.state_dict()}'
         ) from error
     tensors = content.get("model") if isinstance(content, dict) else None
-    if not isinstance(tensors, dict) or not all(isinstance(value, torch.Tensor) for value in tensors.values()):
+    if not isinstance(tensors, dict) or not all(
+        isinstance(value, torch.Tensor) for value in tensors.values()
+    ):
         raise NEDSError(f'{path} has no "model" with named tensors; the published code saves one')
     prefix = "module." if all(name.startswith("module.") for name in tensors) else ""
     return {name.removeprefix(prefix): value.float() for name, value in tensors.items()}
 
 
-def original_config(tensors: Tensors, sessions: Mapping[str, int | None], num_heads: int) -> NEDSConfig:
+def original_config(tensors: Tensors, sessions: Mapping[str, OriginalSession], num_heads: int) -> NEDSConfig:
     """Configuration of a checkpoint; what its tensors do not say is what the published code is run with.
 
     Raises:
@@ -84,8 +121,8 @@ def original_config(tensors: Tensors, sessions: Mapping[str, int | None], num_he
     if "spike" not in found or len(found) == 1:
         task = "decoding" if "spike" in found else "encoding"
         raise NEDSError(
-            f"it is of a model of {task} alone (its only inputs: {', '.join(found)}). The published code keeps the "
-            "heads of such a model in a plain dictionary, where they are neither trained nor saved: there is "
+            f"it is of a model of {task} alone (its only inputs: {', '.join(found)}). The published code keeps "
+            "the heads of such a model in a plain dictionary, where they are neither trained nor saved: there is "
             "nothing to predict with"
         )
     if next(iter(found)) != "spike":
@@ -98,8 +135,10 @@ def original_config(tensors: Tensors, sessions: Mapping[str, int | None], num_he
 
     spike = "encoder_embeddings.spike.embedder"
     stitcher = f"{spike}.mod_stitch_encoder.stitcher_dict."
-    trained = dict.fromkeys(name[len(stitcher) :].split(".")[0] for name in tensors if name.startswith(stitcher))
-    given = {session: count for session, count in sessions.items() if count is not None}
+    trained = dict.fromkeys(
+        name[len(stitcher) :].split(".")[0] for name in tensors if name.startswith(stitcher)
+    )
+    given = {name: len(session.units) for name, session in sessions.items() if session.units}
     if set(given) != set(trained):
         unknown, lacking = sorted(set(given) - set(trained)), sorted(set(trained) - set(given))
         raise NEDSError(
@@ -109,8 +148,8 @@ def original_config(tensors: Tensors, sessions: Mapping[str, int | None], num_he
     rows = shape(f"{spike}.session_emb.weight")[0]
     if rows != len(sessions):
         raise NEDSError(
-            f"its session embedding has {rows} rows, but {len(sessions)} sessions are given: list every session of "
-            "the code's list in its order, with null for those that the checkpoint was not trained on"
+            f"its session embedding has {rows} rows, but {len(sessions)} sessions are given: list every session "
+            "of the code's list in its order, with null for those that the checkpoint was not trained on"
         )
     width, largest = shape(f"{stitcher}{next(iter(trained))}.weight")
     if max(given.values()) != largest:
@@ -124,10 +163,15 @@ def original_config(tensors: Tensors, sessions: Mapping[str, int | None], num_he
     for name in found:
         modality = {"name": NAMES.get(name, name), "kind": "spikes" if name == "spike" else "continuous"}
         if any(key.startswith(f"encoder_embeddings.{name}.mod_static_weight_dict.") for key in tensors):
-            readout = f"encoder_embeddings.{name}.mod_stitcher_proj_dict.stitch_decoder_dict.{next(iter(given))}"
+            readout = (
+                f"encoder_embeddings.{name}.mod_stitcher_proj_dict.stitch_decoder_dict.{next(iter(given))}"
+            )
             classes = [str(place) for place in range(shape(f"{readout}.weight")[0])]
             known = ibl.get(name, {}).get("classes", ())
-            modality |= {"kind": "categorical", "classes": list(known) if len(known) == len(classes) else classes}
+            modality |= {
+                "kind": "categorical",
+                "classes": list(known) if len(known) == len(classes) else classes,
+            }
         modalities.append(modality)
     numbers = {name.split(".")[1] for name in tensors if name.startswith("encoder.")}
     bins = [name for name in tensors if name.endswith(".embedder.pos_embed.weight")]
@@ -207,7 +251,9 @@ def check_tensors(tensors: Tensors, shapes: Mapping[str, tuple[int, ...]]) -> No
         NEDSError: Every tensor that is missing, not expected, or of another shape.
     """
     problems = [f"missing: {name} {shape}" for name, shape in shapes.items() if name not in tensors]
-    problems += [f"not expected: {name} {tuple(tensors[name].shape)}" for name in tensors if name not in shapes]
+    problems += [
+        f"not expected: {name} {tuple(tensors[name].shape)}" for name in tensors if name not in shapes
+    ]
     problems += [
         f"of shape {tuple(tensors[name].shape)}, expected {shape}: {name}"
         for name, shape in shapes.items()
@@ -217,7 +263,9 @@ def check_tensors(tensors: Tensors, shapes: Mapping[str, tuple[int, ...]]) -> No
         raise NEDSError("its tensors are not those of the published model:\n  " + "\n  ".join(problems))
 
 
-def converted_tensors(tensors: Tensors, config: NEDSConfig, embedding_rows: list[int]) -> dict[str, torch.Tensor]:
+def converted_tensors(
+    tensors: Tensors, config: NEDSConfig, embedding_rows: list[int]
+) -> dict[str, torch.Tensor]:
     """The state of `NEDSModel`.
 
     Args:
@@ -236,7 +284,9 @@ def converted_tensors(tensors: Tensors, config: NEDSConfig, embedding_rows: list
 
     state = {
         "mask_embedding.weight": tensors["mask_token"][0],
-        "modality_embedding.weight": torch.stack([w[place] for place, w in enumerate(of_modalities("mod_emb"))]),
+        "modality_embedding.weight": torch.stack(
+            [w[place] for place, w in enumerate(of_modalities("mod_emb"))]
+        ),
         "session_embedding.weight": torch.cat([w[embedding_rows] for w in of_modalities("session_emb")], 1),
     }
     if config.temporal_embedding:
@@ -288,8 +338,39 @@ def converted_tensors(tensors: Tensors, config: NEDSConfig, embedding_rows: list
     return state
 
 
-def convert(path: Path, sessions: Mapping[str, int | None], num_heads: int = 8) -> NEDSModel:
-    """The model of an original checkpoint.
+def converted_processor(config: NEDSConfig, sessions: Mapping[str, OriginalSession]) -> NEDSProcessor:
+    """The processor of a converted model; the window is that of the published code.
+
+    A continuous behaviour of a session without a range stays in the 0...1 of the checkpoint.
+
+    Raises:
+        NEDSError: A range of a behaviour that is not a continuous one of the model.
+    """
+    continuous = [name for name, classes in config.behaviors.items() if not classes]
+    known = []
+    for name in config.session_ids:
+        session = sessions[name]
+        if unknown := sorted(set(session.ranges) - set(continuous)):
+            raise NEDSError(
+                f"session {name} has a range of {', '.join(unknown)}, the model's continuous behaviours are "
+                f"{', '.join(continuous) or 'none'}"
+            )
+        ranges = {behavior: session.ranges.get(behavior, (0.0, 1.0)) for behavior in continuous}
+        known.append(
+            {
+                "session": name,
+                "units": session.units,
+                "mean_counts": [None] * len(session.units),
+                "scaling": {behavior: [low, high - low] for behavior, (low, high) in ranges.items()},
+            }
+        )
+    return NEDSProcessor(modalities=config.modalities, num_bins=config.num_bins, sessions=known)
+
+
+def convert(
+    path: Path, sessions: Mapping[str, OriginalSession], num_heads: int = 8
+) -> tuple[NEDSModel, NEDSProcessor]:
+    """Model and processor of an original checkpoint.
 
     Args:
         path: Checkpoint of the published code (`model_best_avg.pt` and the like).
@@ -303,9 +384,55 @@ def convert(path: Path, sessions: Mapping[str, int | None], num_heads: int = 8) 
     try:
         config = original_config(tensors, sessions, num_heads)
         check_tensors(tensors, original_shapes(config, max(config.unit_counts), len(sessions)))
+        processor = converted_processor(config, sessions)
     except NEDSError as error:
         raise NEDSError(f"{path} cannot be converted: {error}") from error
     model = NEDSModel(config)
     rows = [list(sessions).index(session) for session in config.session_ids]
     model.load_state_dict(converted_tensors(tensors, config, rows))
-    return model.eval()
+    return model.eval(), processor
+
+
+def write_converted(
+    model: NEDSModel,
+    processor: NEDSProcessor,
+    source: Path,
+    sessions: Mapping[str, OriginalSession],
+    out: Path,
+) -> None:
+    """Write a complete model folder: weights, configuration, processor, code, card, `conversion.json`.
+
+    Raises:
+        NEDSError: The folder exists.
+    """
+    if out.exists():
+        raise NEDSError(f"{out} exists; choose another folder")
+    config = model.config
+    conversion = {
+        "source": source.name,
+        "sha256": hashlib.sha256(source.read_bytes()).hexdigest(),
+        "bytes": source.stat().st_size,
+        "sessions": {name: asdict(session) for name, session in sessions.items()},
+        **environment(),
+    }
+    unscaled = {
+        behavior
+        for name in config.session_ids
+        for behavior, classes in config.behaviors.items()
+        if not classes and behavior not in sessions[name].ranges
+    }
+    card = ModelCard.from_template(
+        ModelCardData(library_name="transformers", tags=["neuroscience", "neds", "neural-data"]),
+        template_path=str(Path(__file__).with_name("converted_card.md")),
+        config=config,
+        conversion=conversion,
+        unscaled=sorted(unscaled),
+        num_parameters=model.num_parameters(),
+    )
+    unfinished = out.with_name(out.name + ".unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    model.save_pretrained(unfinished)
+    processor.save_pretrained(unfinished)
+    write_json(unfinished / "conversion.json", conversion)
+    card.save(unfinished / "README.md")
+    unfinished.rename(out)
