@@ -44,12 +44,29 @@ def test_every_option_survives_saving(tmp_path):
         "scheme_weights": {"encoding": 2.0, "cross_modal": 1.0},
         "mask_ratio": 0.4,
         "single_behavior_probability": 1,
+        "within_modality_context": True,
+        "masks_per": "batch",
+        "loss": "published",
         "loss_weights": {"spikes": 3.0},
         "initial_mean_count": 0.2,
     }
     NEDSConfig(**options).save_pretrained(tmp_path)
     loaded = NEDSConfig.from_pretrained(tmp_path)
     assert {name: getattr(loaded, name) for name in options} == options
+
+
+def test_width_of_the_mlp_tokenizer_is_twice_the_largest_session_and_stays(tmp_path):
+    config = NEDSConfig(session_ids=["a", "b"], unit_counts=[3, 7], tokenizer="mlp")
+    assert config.tokenizer_width == 14
+    config.session_ids.append("c")
+    config.unit_counts.append(50)
+    config.save_pretrained(tmp_path)
+    assert NEDSConfig.from_pretrained(tmp_path).tokenizer_width == 14
+    assert (
+        NEDSConfig(session_ids=["a"], unit_counts=[3], tokenizer="mlp", tokenizer_width=5).tokenizer_width
+        == 5
+    )
+    assert NEDSConfig(session_ids=["a"], unit_counts=[3]).tokenizer_width is None
 
 
 def test_tokens_per_trial_follow_bins_and_categorical_tokens():
@@ -79,6 +96,14 @@ def test_tokens_per_trial_follow_bins_and_categorical_tokens():
         ({"num_bins": 100, "bins_per_token": 3}, "num_bins 100 is not a multiple of bins_per_token 3"),
         ({"hidden_size": 24, "num_attention_heads": 8}, "hidden_size 24 is not a multiple"),
         ({"categorical_tokens": "session"}, "categorical_tokens is 'bin' or 'trial', not 'session'"),
+        ({"tokenizer": "conv"}, "tokenizer is 'linear' or 'mlp', not 'conv'"),
+        ({"loss": "mean"}, "loss is 'per_trial' or 'published', not 'mean'"),
+        ({"masks_per": "epoch"}, "masks_per is 'trial' or 'batch', not 'epoch'"),
+        ({"tokenizer": "mlp"}, "tokenizer_width is None, expected a positive number"),
+        ({"tokenizer": "mlp", "tokenizer_width": 0}, "tokenizer_width is 0, expected a positive number"),
+        ({"tokenizer": "mlp", "tokenizer_width": 8, "bins_per_token": 2}, "'mlp' goes with bins_per_token 1"),
+        ({"tokenizer": "mlp", "tokenizer_width": 8, "categorical_tokens": "trial"}, "'mlp' goes with"),
+        ({"tokenizer": "mlp", "tokenizer_width": 8, "tied_units": True}, "'mlp' goes with"),
         ({"hidden_dropout": 1.0}, "hidden_dropout must be at least 0 and below 1, not 1.0"),
         ({"attention_dropout": -0.1}, "attention_dropout must be at least 0"),
         ({"unit_dropout": 2}, "unit_dropout must be at least 0 and below 1, not 2"),

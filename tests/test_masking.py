@@ -7,7 +7,7 @@ from scipy.stats import binomtest
 
 from neds_hf.models import NEDSConfig
 from neds_hf.models.configuration_neds import SCHEMES
-from neds_hf.models.masking_neds import num_uniform, sample_masks
+from neds_hf.models.masking_neds import count_targets, num_uniform, sample_masks
 
 MODALITIES = [
     {"name": "spikes", "kind": "spikes"},
@@ -137,6 +137,59 @@ def test_masks_of_a_trial_depend_on_its_own_random_numbers_only():
     for name in hidden:
         assert torch.equal(some_hidden[name], hidden[name][order])
         assert torch.equal(some_attended[name], attended[name][order])
+
+
+@pytest.mark.parametrize("part, hidden", [(0.1, ("x..x", ".", "....")), (0.9, ("....", "x", ".x.."))])
+def test_within_modality_can_show_the_other_modality(part, hidden):
+    """As the published code does: the same is hidden, nothing is left out of attention."""
+    config = NEDSConfig(
+        modalities=MODALITIES,
+        num_bins=4,
+        categorical_tokens="trial",
+        mask_ratio=0.5,
+        within_modality_context=True,
+    )
+    uniform = row(part=part, spikes="x..x", choice="x", wheel=".x..")
+    names = ("spikes", "choice", "wheel")
+    expected = {name: tokens * (4 // len(tokens)) for name, tokens in zip(names, hidden)}
+    for available in (BOTH, NO_WHEEL):
+        found, attended = drawn(sample_masks(config, available, uniform, "within_modality"))
+        if available is NO_WHEEL:
+            expected["wheel"] = "...."
+        assert found == expected
+        assert attended == {"spikes": True, "choice": True, "wheel": bool(available["wheel"])}
+
+
+def test_masks_of_the_first_trial_for_the_whole_batch():
+    config = NEDSConfig(modalities=MODALITIES, num_bins=4, mask_ratio=0.5, masks_per="batch")
+    generator = torch.Generator().manual_seed(0)
+    uniform = torch.rand(8, num_uniform(config), generator=generator)
+    available = {name: torch.ones(8, dtype=torch.bool) for name in ("choice", "wheel")}
+    hidden, attended = sample_masks(config, available, uniform)
+    for mask in (*hidden.values(), *attended.values()):
+        assert torch.equal(mask, mask[:1].expand_as(mask))
+    first = {name: there[:1] for name, there in available.items()}
+    alone = sample_masks(config, first, uniform[:1])
+    assert drawn((hidden, attended)) == drawn(alone)
+    config.masks_per = "trial"
+    hidden, _ = sample_masks(config, available, uniform)
+    assert not all(torch.equal(mask, mask[:1].expand_as(mask)) for mask in hidden.values())
+
+
+def test_targets_are_units_times_bins_and_bins_of_what_is_there():
+    hidden = {
+        "spikes": torch.tensor([[True, True, False], [True, False, False]]),
+        "choice": torch.tensor([[True, True, True], [True, True, True]]),
+        "wheel": torch.tensor([[True, False, False], [False, False, False]]),
+    }
+    available = {"choice": torch.tensor([True, False]), "wheel": torch.tensor([True, True])}
+    unit_mask = torch.tensor([[True, True, True], [True, True, False]])
+    counts = count_targets(hidden, available, unit_mask)
+    assert {name: int(count) for name, count in counts.items()} == {
+        "spikes": 2 * 3 + 2,
+        "choice": 3,
+        "wheel": 1,
+    }
 
 
 @pytest.fixture(scope="module")
