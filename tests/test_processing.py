@@ -1,5 +1,7 @@
 """The processor: scaling by hand-made numbers, what counts as missing, and what it refuses."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -95,6 +97,46 @@ def test_unscale_inverts_scale():
     scaled = processor.scale("z", "wheel", values)
     np.testing.assert_allclose(scaled, values - 2)
     np.testing.assert_allclose(processor.unscale("z", "wheel", scaled), values)
+
+
+# Training trials of 0, 2, 2 and 8: mean 3, deviation 3.
+@pytest.mark.parametrize(
+    "scaling, constants, scaled",
+    [
+        ("z_score", [3.0, 3.0], [-1.0, -1 / 3, 5 / 3, 3.0]),
+        ("minus_one_one", [4.0, 4.0], [-1.0, -0.5, 1.0, 2.0]),
+        ("zero_one", [0.0, 8.0], [0.0, 0.25, 1.0, 1.5]),
+    ],
+)
+def test_each_scaling_uses_the_training_trials_alone_and_is_saved(tmp_path, scaling, constants, scaled):
+    processor = NEDSProcessor(MODALITIES, num_bins=2, scaling=scaling)
+    train = {"wheel": np.array([[0.0, 2.0], [8.0, 2.0], [NAN, 100.0]])}
+    processor.add_session("n", ["n/0"], np.zeros((3, 2, 1), np.uint8), train)
+    assert processor.session("n")["scaling"] == {"wheel": pytest.approx(constants)}
+    other_trials = np.array([[0.0, 2.0], [8.0, 12.0]])  # beyond what training saw
+    np.testing.assert_allclose(processor.scale("n", "wheel", other_trials).ravel(), scaled)
+    inputs = processor("n", np.zeros((2, 2, 1), np.uint8), {"wheel": other_trials})
+    np.testing.assert_allclose(inputs["behaviors"]["wheel"].numpy().ravel(), scaled, rtol=1e-6)
+    back = processor.unscale("n", "wheel", processor.scale("n", "wheel", other_trials))
+    np.testing.assert_allclose(back, other_trials)
+    processor.save_pretrained(tmp_path)
+    loaded = NEDSProcessor.from_pretrained(tmp_path)
+    loaded.add_session("new", ["new/0"], np.zeros((3, 2, 1), np.uint8), train)
+    assert loaded.session("new")["scaling"] == processor.session("n")["scaling"]
+
+
+def test_a_processor_saved_before_there_was_a_choice_is_z_scored(tmp_path):
+    make_processor().save_pretrained(tmp_path)
+    file = tmp_path / "processor_config.json"
+    content = json.loads(file.read_text())
+    assert content.pop("scaling") == "z_score"
+    file.write_text(json.dumps(content))
+    assert NEDSProcessor.from_pretrained(tmp_path).scaling == "z_score"
+
+
+def test_a_scaling_that_does_not_exist_is_refused():
+    with pytest.raises(ValueError, match="scaling is z_score, minus_one_one, zero_one, not 'log'"):
+        NEDSProcessor(MODALITIES, scaling="log")
 
 
 def test_order_and_statistics_survive_saving(tmp_path):

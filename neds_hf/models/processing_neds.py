@@ -7,6 +7,8 @@ import torch
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.processing_utils import ProcessorMixin
 
+SCALINGS = ("z_score", "minus_one_one", "zero_one")
+
 
 class NEDSInputs(BatchFeature):
     """Inputs of `NEDSModel.forward`, a dictionary; `to` moves the tensors in its dictionaries too."""
@@ -21,15 +23,20 @@ class NEDSInputs(BatchFeature):
 class NEDSProcessor(ProcessorMixin):
     """What a model must know of the data it was trained on; saved beside its weights.
 
-    Continuous behaviours are z-scored by constants of the session's training trials (paper: scaled to -1...1,
-    by constants that are not given).
+    Continuous behaviours are scaled to (y - offset) / scale, by constants of the session's training trials.
 
     Args:
         modalities: As in `NEDSConfig`.
         num_bins, bin_size_s, window_start_s, align_event: The trial window.
         sessions: Session id to its `"units"` (uuid of every unit, in the order of the model's rows),
             `"mean_counts"` (mean spikes per bin of every unit) and `"scaling"` (continuous behaviour to
-            `[mean, standard deviation]`), all of the training trials. In the order of `NEDSConfig.session_ids`.
+            `[offset, scale]`), all of the training trials. In the order of `NEDSConfig.session_ids`.
+        scaling: How `add_session` chooses offset and scale: `"z_score"`, mean and standard deviation;
+            `"minus_one_one"`, so that the training trials reach from -1 to 1 (paper, which does not say by which
+            constants); `"zero_one"`, from 0 to 1 (published code, which looks at the test trials too).
+
+    Raises:
+        ValueError: A scaling that does not exist.
     """
 
     attributes: Sequence[str] = ()
@@ -42,14 +49,18 @@ class NEDSProcessor(ProcessorMixin):
         window_start_s: float = -0.5,
         align_event: str = "stimOn_times",
         sessions: Sequence[dict] = (),
+        scaling: str = "z_score",
     ):
         super().__init__()
+        if scaling not in SCALINGS:
+            raise ValueError(f"scaling is {', '.join(SCALINGS)}, not {scaling!r}")
         self.modalities = [dict(modality) for modality in modalities]
         self.num_bins = num_bins
         self.bin_size_s = bin_size_s
         self.window_start_s = window_start_s
         self.align_event = align_event
         self.sessions = [dict(session) for session in sessions]
+        self.scaling = scaling
 
     @property
     def session_ids(self) -> list[str]:
@@ -80,8 +91,8 @@ class NEDSProcessor(ProcessorMixin):
         )
 
     def mean_counts(self, session: str) -> np.ndarray:
-        """(N,) mean spikes per bin of the session's units on its training trials."""
-        return np.array(self.session(session)["mean_counts"])
+        """(N,) mean spikes per bin of the session's units on its training trials; NaN where not known."""
+        return np.array(self.session(session)["mean_counts"], np.float64)
 
     def add_session(
         self,
@@ -125,7 +136,13 @@ class NEDSProcessor(ProcessorMixin):
                 raise ValueError(
                     f"session {session!r}: {name} is {values.min()} in every bin of the training trials"
                 )
-            scaling[name] = [float(values.mean()), float(values.std())]
+            low, high = values.min(), values.max()
+            offset, scale = {
+                "z_score": (values.mean(), values.std()),
+                "minus_one_one": ((high + low) / 2, (high - low) / 2),
+                "zero_one": (low, high - low),
+            }[self.scaling]
+            scaling[name] = [float(offset), float(scale)]
         self.sessions.append(
             {
                 "session": session,
@@ -141,13 +158,13 @@ class NEDSProcessor(ProcessorMixin):
         Raises:
             ValueError: The session's training trials had none of it, so that there are no constants.
         """
-        mean, std = self._constants(session, name)
-        return (values - mean) / std
+        offset, scale = self._constants(session, name)
+        return (values - offset) / scale
 
     def unscale(self, session: str, name: str, values: np.ndarray) -> np.ndarray:
         """Back from the model's scale to the data's own units."""
-        mean, std = self._constants(session, name)
-        return values * std + mean
+        offset, scale = self._constants(session, name)
+        return values * scale + offset
 
     def _constants(self, session: str, name: str) -> list[float]:
         scaling = self.session(session)["scaling"]
@@ -216,10 +233,10 @@ class NEDSProcessor(ProcessorMixin):
                     session: self._constants(session, name)
                     for session in {session for session, there in zip(sessions, present) if there}
                 }
-                mean, std = np.reshape(
+                offset, scale = np.reshape(
                     [constants.get(session, (0.0, 1.0)) for session in sessions], (-1, 2)
                 ).T
-                given = np.where(present[:, None], (given - mean[:, None]) / std[:, None], 0.0)
+                given = np.where(present[:, None], (given - offset[:, None]) / scale[:, None], 0.0)
                 values[name] = torch.from_numpy(given.astype(np.float32))
             else:
                 present = given != -1
