@@ -201,6 +201,29 @@ def test_a_missing_wheel_or_camera_leaves_only_that_variable_out(tmp_path):
     )
 
 
+@pytest.mark.parametrize("camera, other", [("left", "right"), ("right", "left")])
+def test_the_preferred_camera_is_read_and_the_other_one_where_it_is_missing(tmp_path, camera, other):
+    folder = write_session(tmp_path)
+    right = folder / "rightCamera.ROIMotionEnergy.npy"
+    np.save(right, 1000 + np.load(right))  # the left one's energy is the time, below 100 s
+    options = ConversionOptions(min_rate_hz=0, whisker_camera=camera)
+
+    def read() -> tuple[str, str]:
+        recording = read_only_session(tmp_path, options)
+        energy = recording.continuous["whisker_motion_energy"]
+        side = "right" if energy.min() > 1000 else "left"
+        return recording.provenance["signals"]["whisker_motion_energy"], side
+
+    assert read() == (f"{camera}Camera", camera)
+    (folder / f"{camera}Camera.ROIMotionEnergy.npy").unlink()
+    assert read() == (f"{other}Camera", other)
+
+
+def test_a_camera_that_does_not_exist_is_refused():
+    with pytest.raises(NEDSError, match="the whisker camera must be 'left' or 'right', not 'body'"):
+        ConversionOptions(whisker_camera="body")
+
+
 def test_a_few_camera_times_too_many_are_cut_off_at_the_start(tmp_path):
     folder = write_session(tmp_path)
     times = np.load(folder / "_ibl_leftCamera.times.npy")

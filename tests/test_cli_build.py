@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from alf_folder import write_camera
 from tiny_alf import write_session
 
 from neds_hf.cli import build
@@ -92,6 +93,21 @@ def test_window_bin_event_and_reaction_time_reach_alf_sessions(cache, tmp_path):
     # All reaction times are 0.3 s.
     none = [str(tmp_path / "none"), "--alf", str(cache), "--reaction-time", "0.4", "1", "--workers", "1"]
     assert run("build", none) == 2
+
+
+def test_the_whisker_camera_is_chosen_recorded_and_never_changed_in_a_folder(tmp_path, capsys):
+    alf = write_session(tmp_path / "one", "mouse") / "alf"
+    write_camera(alf, "left")
+    write_camera(alf, "right")
+    for asked, used in (([], "left"), (["--whisker-camera", "right"], "right")):
+        out = str(tmp_path / used)
+        assert run("build", [out, "--alf", str(tmp_path / "one"), "--workers", "1", *asked]) == 0
+        provenance = json.loads(sessions(Path(out))[0]["provenance"])
+        assert provenance["options"]["whisker_camera"] == used
+        assert provenance["signals"]["whisker_motion_energy"] == f"{used}Camera"
+    argv = [str(tmp_path / "right"), "--alf", str(tmp_path / "one"), "--whisker-camera", "left"]
+    assert run("build", argv) == 2
+    assert "with whisker_camera = right, this conversion has whisker_camera = left" in capsys.readouterr().err
 
 
 def test_min_rate_keeps_silent_units_at_zero(arrays, tmp_path):
@@ -214,6 +230,7 @@ def test_without_a_network_eids_end_in_one_clear_line(tmp_path, monkeypatch, cap
         (["--arrays", "s1.npz", "--window", "0", "1"], "do not apply to --arrays"),
         (["--arrays", "s1.npz", "--bin-size", "0.1"], "do not apply to --arrays"),
         (["--arrays", "s1.npz", "--align-event", "go"], "do not apply to --arrays"),
+        (["--arrays", "s1.npz", "--whisker-camera", "right"], "do not apply to --arrays"),
         (["--arrays", "s1.npz", "--cache-dir", "x"], "--cache-dir is for --eids"),
         (["--arrays", "none.npz"], "none.npz: no such file"),
         (["--alf", "one", "--behaviors", "pupil"], "--behaviors is for --arrays"),
@@ -247,7 +264,7 @@ def test_help_names_every_flag(capsys):
     assert stop.value.code == 0
     text = capsys.readouterr().out
     flags = "alf arrays eids window bin-size align-event min-rate reaction-time split seed behaviors held-out"
-    for flag in (*flags.split(), "sessions", "workers", "cache-dir"):
+    for flag in (*flags.split(), "sessions", "workers", "cache-dir", "whisker-camera", "config"):
         assert f"--{flag} " in text
 
 

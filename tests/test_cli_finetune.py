@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from small_dataset import OPTIONS, write_dataset
+from small_dataset import OPTIONS, pretrain_arguments, write_dataset
 
-from neds_hf.cli.finetune import FinetuneArguments
+from neds_hf.cli.finetune import SETTABLE, FinetuneArguments, prepare
 from neds_hf.cli.main import main
-from neds_hf.training.sessions import load_model
+from neds_hf.models import NEDSConfig
+from neds_hf.training.arguments import NEDSTrainingArguments
+from neds_hf.training.sessions import load_model, open_recordings
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 
@@ -63,6 +65,77 @@ def test_the_model_it_starts_from_belongs_to_the_run(
     (tmp_path / "run.json").write_text(json.dumps(run))
     error = error_of(capsys, finetune_arguments(model_folder, tmp_path))
     assert "model_fingerprint 'of other weights' there" in error
+
+
+def test_settings_of_the_training_reach_the_model_and_its_folder(
+    model_folder, tmp_path, capsys, finetune_arguments
+):
+    given = {
+        "mask_ratio": 0.4,
+        "scheme_weights": {"encoding": 1, "decoding": 2},
+        "single_behavior_probability": 0.25,
+        "within_modality_context": True,
+        "masks_per": "batch",
+        "loss": "published",
+        "loss_weights": {"spikes": 2.5},
+        "hidden_dropout": 0.15,
+        "attention_dropout": 0.25,
+        "unit_dropout": 0.35,
+    }
+    assert set(given) == set(SETTABLE)
+    before = NEDSConfig.from_pretrained(model_folder)
+    assert not [name for name, value in given.items() if getattr(before, name) == value]
+    pairs = [
+        f"{name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in given.items()
+    ]
+    argv = [*finetune_arguments(model_folder, tmp_path), "--set", *pairs[:4], "--set", *pairs[4:]]
+    assert main(["finetune", *argv]) == 0
+    model, _ = load_model(str(tmp_path))
+    assert {name: getattr(model.config, name) for name in given} == given
+    assert json.loads((tmp_path / "run.json").read_text())["configuration"]["set"] == given
+    # What is not set is the model's own, and another value is another run.
+    assert model.config.hidden_size == 16 and model.config.session_ids == ["ann", "bob", "cat"]
+    capsys.readouterr()
+    assert "set.mask_ratio 0.4 there, 0.5 asked for" in error_of(capsys, [*argv, "--set", "mask_ratio=0.5"])
+
+
+def test_a_dropout_that_is_set_is_there_in_training(model_folder, dataset, tmp_path):
+    recordings = open_recordings(dataset).only(["cat"])
+    args = NEDSTrainingArguments(output_dir=str(tmp_path), use_cpu=True)
+    settings = {"hidden_dropout": 0.15, "attention_dropout": 0.25}
+    model, _, _ = prepare(recordings, args, str(model_folder), "full", settings)
+    assert {module.p for module in model.modules() if isinstance(module, torch.nn.Dropout)} == {0.15}
+    assert {block.attention.config.attention_dropout for block in model.encoder.blocks} == {0.25}
+    trained = load_file(model_folder / "model.safetensors")["encoder.blocks.0.up_proj.weight"]
+    assert torch.equal(model.encoder.blocks[0].up_proj.weight, trained)
+
+
+@pytest.mark.parametrize(
+    "pair, message",
+    [
+        ("hidden_size=8", "--set takes NAME=VALUE, not 'hidden_size=8'; the names are mask_ratio, "),
+        ("mask_ratio", "--set takes NAME=VALUE, not 'mask_ratio'"),
+        ("mask_ratio=1.5", "cannot be configured so: "),
+        ("mask_ratio=1.5", "mask_ratio must be at least 0 and below 1, not 1.5"),
+        ("hidden_dropout=much", "hidden_dropout"),
+        ('loss_weights={"pupil": 1}', "names a modality that is not in"),
+        ("masks_per=epoch", "masks_per is 'trial' or 'batch', not 'epoch'"),
+    ],
+)
+def test_what_cannot_be_set_is_refused(model_folder, tmp_path, capsys, finetune_arguments, pair, message):
+    argv = [*finetune_arguments(model_folder, tmp_path / "out"), "--set", pair]
+    assert message in error_of(capsys, argv)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_new_animal_is_scaled_as_those_of_pretraining(dataset, tmp_path, finetune_arguments):
+    where = [*pretrain_arguments(dataset, tmp_path / "model"), "--sessions", "ann", "--scaling", "zero_one"]
+    assert main(["pretrain", *where, "--max_steps", "1"]) == 0
+    assert main(["finetune", *finetune_arguments(tmp_path / "model", tmp_path / "out")]) == 0
+    _, processor = load_model(str(tmp_path / "out"))
+    train = open_recordings(dataset).trials("cat", "train").continuous["wheel_speed"]
+    scaled = processor.scale("cat", "wheel_speed", train)
+    assert (scaled.min(), scaled.max()) == pytest.approx((0, 1), abs=1e-6)
 
 
 def test_an_unknown_session_is_named(model_folder, tmp_path, capsys, finetune_arguments):

@@ -3,13 +3,13 @@
 import json
 
 import pytest
-from small_dataset import SIZES, pretrain_arguments, write_dataset
+from small_dataset import SIZES, TRAINING, pretrain_arguments, write_dataset
 
 from neds_hf.cli.main import main
 from neds_hf.cli.pretrain import PretrainArguments
 from neds_hf.models import NEDSConfig
 from neds_hf.models.configuration_neds import PRESETS
-from neds_hf.training.sessions import load_model
+from neds_hf.training.sessions import load_model, open_recordings
 
 
 def pretrain(dataset, out, *more) -> NEDSConfig:
@@ -45,7 +45,10 @@ def test_named_sessions_in_the_order_of_the_dataset(dataset, tmp_path):
 
 def test_a_preset_gives_the_sizes_that_are_not_set(dataset, tmp_path):
     sizes = "hidden_size=16 num_attention_heads=2 intermediate_size=16".split()
-    config = pretrain(dataset, tmp_path, "--preset", "small", "--set", *sizes)
+    where = ["--dataset", str(dataset), "--output", str(tmp_path)]
+    argv = [*where, *TRAINING, "--max_steps", "2", "--preset", "small", "--set", *sizes]
+    assert main(["pretrain", *argv]) == 0
+    config = NEDSConfig.from_pretrained(tmp_path)
     assert config.num_hidden_layers == PRESETS["small"]["num_hidden_layers"]
     assert config.attention_dropout == PRESETS["small"]["attention_dropout"]
     assert config.hidden_size == 16 and config.bins_per_token == 1
@@ -60,6 +63,29 @@ def test_values_of_any_kind_can_be_set(dataset, tmp_path):
     assert config.temporal_embedding is False and config.categorical_tokens == "bin"
     assert config.layer_norm_eps == 1e-6 and config.loss_weights == {"spikes": 0.5}
     assert config.scheme_weights == {"encoding": 2, "decoding": 1}
+
+
+def test_what_is_set_adds_up_and_the_last_of_a_name_counts(dataset, tmp_path):
+    config = pretrain(dataset, tmp_path, "--set", "mask_ratio=0.2", "--set", "hidden_dropout=0.1")
+    assert (config.hidden_size, config.mask_ratio, config.hidden_dropout) == (16, 0.2, 0.1)
+
+
+def test_the_scaling_of_behaviours_is_that_of_the_training_trials_and_saved(dataset, tmp_path):
+    pretrain(dataset, tmp_path, "--sessions", "ann", "--scaling", "minus_one_one")
+    _, processor = load_model(str(tmp_path))
+    train = open_recordings(dataset).trials("ann", "train").continuous["whisker_motion_energy"]
+    scaled = processor.scale("ann", "whisker_motion_energy", train)
+    assert (scaled.min(), scaled.max()) == pytest.approx((-1, 1), abs=1e-6)
+    assert processor.scaling == "minus_one_one"
+    assert json.loads((tmp_path / "run.json").read_text())["configuration"]["scaling"] == "minus_one_one"
+
+
+def test_another_scaling_is_another_run(model_folder, dataset, capsys):
+    error = error_of(
+        *(capsys, *pretrain_arguments(dataset, model_folder), "--num_train_epochs", "15"),
+        *("--sessions", "ann", "bob", "--scaling", "zero_one"),
+    )
+    assert "scaling 'z_score' there, 'zero_one' asked for" in error
 
 
 def test_the_seed_decides_the_weights(dataset, tmp_path):
@@ -83,9 +109,16 @@ def test_a_dataset_without_a_behaviour_makes_a_model_without_it(tmp_path):
         (["--sessions", "ann", "eve"], "does not have session eve"),
         (["--dataset_config", "nights"], "is no dataset with a configuration 'nights'"),
         (["--dataset", "nowhere"], "no dataset folder nowhere"),
-        (["--set", "hiden_size=8"], "--set takes NAME=VALUE with a name of NEDSConfig"),
+        (
+            ["--set", "hiden_size=8"],
+            "--set takes NAME=VALUE, not 'hiden_size=8'; the names are bins_per_token",
+        ),
         (["--set", "hidden_size"], "not 'hidden_size'"),
-        (["--set", "num_bins=10"], "that the data do not give, not 'num_bins=10'"),
+        (
+            ["--set", "num_bins=10"],
+            "--set takes NAME=VALUE, not 'num_bins=10'; the names are bins_per_token, ",
+        ),
+        (["--set", *SIZES, "scheme_weights={encoding"], "scheme_weights"),
         (["--set", *SIZES, "bins_per_token=3"], "num_bins 20 is not a multiple of bins_per_token 3"),
         (["--set", *SIZES, "hidden_size=big"], "hidden_size"),
         (["--save_strategy", "steps"], "requires the save and eval strategy to match"),
@@ -98,7 +131,9 @@ def test_a_wrong_argument_is_one_line_and_status_2(dataset, tmp_path, capsys, ch
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("argv", [["--output", "out"], ["--dataset", "somewhere"], ["--preset", "huge"]])
+@pytest.mark.parametrize(
+    "argv", [["--output", "out"], ["--dataset", "somewhere"], ["--preset", "huge"], ["--scaling", "log"]]
+)
 def test_what_is_missing_or_not_a_choice_is_a_usage_error(argv, capsys):
     with pytest.raises(SystemExit, match="2"):
         main(["pretrain", *argv])

@@ -2,12 +2,14 @@
 
 import argparse
 import os
+import sys
 from functools import partial
 from pathlib import Path
 
+from neds_hf.cli.config import use_config
 from neds_hf.data.arrays import array_sources, has_reaction_times
 from neds_hf.data.builder import BEHAVIORS, one_sources, open_openalyx
-from neds_hf.data.schema import ConversionOptions
+from neds_hf.data.schema import CAMERAS, ConversionOptions
 from neds_hf.data.storage import convert, summary
 from neds_hf.errors import NEDSError
 
@@ -15,7 +17,10 @@ REPEATED_SITE = "repeated-site"
 
 
 def main(argv: list[str] | None = None) -> None:
-    args = parser().parse_args(argv)
+    argv = sys.argv[1:] if argv is None else argv
+    command_line = parser()
+    use_config(command_line, "build", argv)
+    args = command_line.parse_args(argv)
     given = {
         "align_event": args.align_event,
         "window_s": args.window and tuple(args.window),
@@ -24,6 +29,7 @@ def main(argv: list[str] | None = None) -> None:
         "min_rate_hz": args.min_rate,
         "split": args.split,
         "seed": args.seed,
+        "whisker_camera": args.whisker_camera,
     }
     options = ConversionOptions(**{name: value for name, value in given.items() if value is not None})
     held_out = read_ids(args.held_out) if args.held_out else []
@@ -32,9 +38,10 @@ def main(argv: list[str] | None = None) -> None:
         raise NEDSError("--cache-dir is for --eids")
 
     if args.arrays:
-        if args.window or args.bin_size or args.align_event:
+        if args.window or args.bin_size or args.align_event or args.whisker_camera:
             raise NEDSError(
-                "--window, --bin-size and --align-event do not apply to --arrays: their bins are made"
+                "--window, --bin-size, --align-event and --whisker-camera do not apply to --arrays: their bins "
+                "are made"
             )
         if args.reaction_time and (without := [f for f in args.arrays if not has_reaction_times(f)]):
             raise NEDSError(f"{without[0]}: --reaction-time needs an array 'reaction_time_s' in the file")
@@ -90,6 +97,7 @@ def parser() -> argparse.ArgumentParser:
         prog="neds build",
         description="Convert recordings to Parquet files with a card: a folder that datasets.load_dataset loads. "
         "Run it again to resume, or to add sessions.",
+        allow_abbrev=False,
     )
     parser.add_argument("out", type=Path, metavar="OUT", help="dataset folder to write")
     source = parser.add_mutually_exclusive_group(required=True)
@@ -139,6 +147,11 @@ def parser() -> argparse.ArgumentParser:
         "blocked: contiguous in time)",
     )
     parser.add_argument("--seed", type=int, help=f"changes the random split (default {default.seed})")
+    parser.add_argument(
+        "--whisker-camera",
+        choices=CAMERAS,
+        help=f"of the whisker motion energy; the other where it has none (default {default.whisker_camera})",
+    )
     parser.add_argument(
         "--behaviors", nargs="+", metavar="NAME", help="further arrays to take as behaviours (with --arrays)"
     )

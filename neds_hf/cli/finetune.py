@@ -1,11 +1,17 @@
 """``neds finetune``: adapt a model to new animals."""
 
+import sys
 from dataclasses import dataclass, field
 
 from transformers import set_seed
 
+from neds_hf.cli.config import parse_settings, use_config
 from neds_hf.models import NEDSModel, NEDSProcessor
-from neds_hf.training.arguments import NEDSTrainingArguments, parse_training_command
+from neds_hf.training.arguments import (
+    NEDSTrainingArguments,
+    parse_training_arguments,
+    training_parser,
+)
 from neds_hf.training.console import print_scores
 from neds_hf.training.fit import configuration_of, fit
 from neds_hf.training.runs import fingerprint_of
@@ -16,6 +22,20 @@ from neds_hf.training.sessions import (
     freeze,
     load_model,
     open_recordings,
+)
+
+# What of NEDSConfig may be set: it changes the training, not the weights that there are.
+SETTABLE = (
+    "mask_ratio",
+    "scheme_weights",
+    "single_behavior_probability",
+    "within_modality_context",
+    "masks_per",
+    "loss",
+    "loss_weights",
+    "hidden_dropout",
+    "attention_dropout",
+    "unit_dropout",
 )
 
 
@@ -33,25 +53,43 @@ class FinetuneArguments:
             "choices": list(STRATEGIES),
         },
     )
+    set: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": f"NAME=VALUE of NEDSConfig instead of the model's; names: {', '.join(SETTABLE)}.",
+            "action": "extend",
+        },
+    )
 
 
 def main(argv: list[str] | None = None) -> None:
-    arguments, args = parse_training_command(FinetuneArguments, "finetune", __doc__, argv)
+    argv = sys.argv[1:] if argv is None else argv
+    parser = training_parser(FinetuneArguments, "finetune", __doc__)
+    use_config(parser, "finetune", argv, SETTABLE)
+    arguments, args = parse_training_arguments(parser, argv)
+    settings = parse_settings(arguments.set or [], SETTABLE)
     recordings = open_recordings(arguments.dataset).only(arguments.session)
-    model, processor, configuration = prepare(recordings, args, arguments.model, arguments.strategy)
+    model, processor, configuration = prepare(recordings, args, arguments.model, arguments.strategy, settings)
     print_scores(fit(model, processor, recordings, args, configuration))
 
 
 def prepare(
-    recordings: Recordings, args: NEDSTrainingArguments, source: str, strategy: str
+    recordings: Recordings,
+    args: NEDSTrainingArguments,
+    source: str,
+    strategy: str,
+    settings: dict | None = None,
 ) -> tuple[NEDSModel, NEDSProcessor, dict]:
     """The model of `source` with these sessions added, its processor, and the configuration of its run.
 
+    Args:
+        settings: Values of NEDSConfig instead of the model's.
+
     Raises:
-        NEDSError: There is no such model, or the recordings do not fit it.
+        NEDSError: There is no such model, it cannot be set so, or the recordings do not fit it.
     """
     set_seed(args.seed)
-    model, processor = load_model(source)
+    model, processor = load_model(source, settings)
     configuration = configuration_of(
         args,
         recordings,
@@ -59,6 +97,7 @@ def prepare(
         model=source,
         model_fingerprint=fingerprint_of(model),
         strategy=strategy,
+        set=settings or {},
     )
     add_sessions(model, processor, recordings)
     freeze(model, strategy)

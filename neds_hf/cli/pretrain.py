@@ -1,21 +1,29 @@
 """``neds pretrain``: train a model on many sessions."""
 
-import json
-from dataclasses import dataclass, field
+import sys
+from dataclasses import dataclass, field, fields
 
 from huggingface_hub.errors import StrictDataclassError
-from transformers import set_seed
+from transformers import PreTrainedConfig, set_seed
 
+from neds_hf.cli.config import parse_settings, use_config
 from neds_hf.errors import NEDSError
 from neds_hf.models import NEDSConfig, NEDSModel, NEDSProcessor
 from neds_hf.models.configuration_neds import PRESETS
-from neds_hf.training.arguments import NEDSTrainingArguments, parse_training_command
+from neds_hf.models.processing_neds import SCALINGS
+from neds_hf.training.arguments import (
+    NEDSTrainingArguments,
+    parse_training_arguments,
+    training_parser,
+)
 from neds_hf.training.console import print_scores
 from neds_hf.training.fit import configuration_of, fit
 from neds_hf.training.sessions import Recordings, new_processor, open_recordings
 
-# What the data say of the configuration.
+# What the data say of the configuration, and what may be set.
 FROM_DATA = ("session_ids", "unit_counts", "modalities", "num_bins")
+OF_ANY_MODEL = {field.name for field in fields(PreTrainedConfig)}
+SETTABLE = [field.name for field in fields(NEDSConfig) if field.name not in {*FROM_DATA, *OF_ANY_MODEL}]
 
 
 @dataclass
@@ -30,35 +38,53 @@ class PretrainArguments:
     sessions: list[str] | None = field(
         default=None, metadata={"help": "Train on these sessions only. Default: all."}
     )
+    scaling: str = field(
+        default="z_score",
+        metadata={
+            "help": "Of continuous behaviours, by constants of the training trials: to mean 0 and deviation 1, or "
+            "their range to -1...1 or 0...1.",
+            "choices": list(SCALINGS),
+        },
+    )
     set: list[str] | None = field(
         default=None,
-        metadata={"help": "NAME=VALUE of NEDSConfig instead of the preset's: mask_ratio=0.3 hidden_size=64."},
+        metadata={
+            "help": "NAME=VALUE of NEDSConfig instead of the preset's: mask_ratio=0.3 hidden_size=64.",
+            "action": "extend",
+        },
     )
 
 
 def main(argv: list[str] | None = None) -> None:
-    arguments, args = parse_training_command(PretrainArguments, "pretrain", __doc__, argv)
+    argv = sys.argv[1:] if argv is None else argv
+    parser = training_parser(PretrainArguments, "pretrain", __doc__)
+    use_config(parser, "pretrain", argv, SETTABLE)
+    arguments, args = parse_training_arguments(parser, argv)
+    values = parse_settings(arguments.set or [], SETTABLE)
     recordings = open_recordings(arguments.dataset, arguments.dataset_config)
     if arguments.sessions:
         recordings = recordings.only(arguments.sessions)
-    model, processor, configuration = prepare(
-        recordings, args, arguments.preset, overrides(arguments.set or [])
-    )
+    model, processor, configuration = prepare(recordings, args, arguments.preset, values, arguments.scaling)
     print_scores(fit(model, processor, recordings, args, configuration))
 
 
 def prepare(
-    recordings: Recordings, args: NEDSTrainingArguments, preset: str, settings: dict
+    recordings: Recordings,
+    args: NEDSTrainingArguments,
+    preset: str,
+    settings: dict,
+    scaling: str = "z_score",
 ) -> tuple[NEDSModel, NEDSProcessor, dict]:
     """A new model of these sessions, its processor, and the configuration of its run, for `fit`.
 
     Args:
         settings: Values of NEDSConfig instead of the preset's.
+        scaling: As in `NEDSProcessor`.
 
     Raises:
         NEDSError: There is no such model.
     """
-    processor = new_processor(recordings)
+    processor = new_processor(recordings, scaling)
     set_seed(args.seed)
     try:
         config = NEDSConfig.from_preset(
@@ -78,25 +104,5 @@ def prepare(
     return (
         model,
         processor,
-        configuration_of(args, recordings, command="pretrain", model=config.to_diff_dict()),
+        configuration_of(args, recordings, command="pretrain", model=config.to_diff_dict(), scaling=scaling),
     )
-
-
-def overrides(pairs: list[str]) -> dict:
-    """`NAME=VALUE` pairs of configuration values; a value that is not JSON is text.
-
-    Raises:
-        NEDSError: Not such a pair, no such name, or a name whose value the data give.
-    """
-    values = {}
-    for pair in pairs:
-        name, equals, value = pair.partition("=")
-        if not equals or name not in NEDSConfig.__dataclass_fields__ or name in FROM_DATA:
-            raise NEDSError(
-                f"--set takes NAME=VALUE with a name of NEDSConfig that the data do not give, not {pair!r}"
-            )
-        try:
-            values[name] = json.loads(value)
-        except json.JSONDecodeError:
-            values[name] = value
-    return values

@@ -17,12 +17,11 @@ import pandas as pd
 import yaml
 
 from neds_hf.data.binning import bin_continuous, bin_spikes, wheel_speed
-from neds_hf.data.schema import IBL_CLASSES, ConversionOptions, Recording
+from neds_hf.data.schema import CAMERAS, IBL_CLASSES, ConversionOptions, Recording
 from neds_hf.errors import NEDSError
 
 # Spike sorters' folders inside a probe's, the preferred one first; "" is the probe's own, in older sessions.
 SORTERS = ("iblsorter", "pykilosort", "")
-CAMERAS = ("leftCamera", "rightCamera")
 # A trial needs all of these (and the event that it is aligned to).
 TRIAL_EVENTS = ("stimOn_times", "firstMovement_times", "feedback_times")
 # Camera times are aligned to the last frames, as in ibllib, but only over a difference this small.
@@ -122,7 +121,7 @@ def read_session(one, session: str, options: ConversionOptions) -> Recording:
     Args:
         one: ONE object, of a folder (`open_local`) or of a server.
         session: Session id (eid).
-        options: Window, bins, event and reaction times.
+        options: Window, bins, event, reaction times and camera.
 
     Raises:
         NEDSError: Unknown session, no trials, no spikes, no trial left, or a needed file that is damaged.
@@ -451,7 +450,11 @@ def _read_continuous(
     datasets: _SessionDatasets, task: str, starts_s: np.ndarray, options: ConversionOptions
 ) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """Binned (trials, bins) float32 of each signal that is there, and the source that each comes from."""
-    candidates = [("wheel_speed", "wheel"), *(("whisker_motion_energy", camera) for camera in CAMERAS)]
+    sides = sorted(CAMERAS, key=lambda side: side != options.whisker_camera)  # the preferred one first
+    candidates = [
+        ("wheel_speed", "wheel"),
+        *(("whisker_motion_energy", f"{side}Camera") for side in sides),
+    ]
     continuous, sources = {}, {}
     for name, source in candidates:
         if name in continuous:

@@ -15,6 +15,7 @@ from neds_hf.errors import NEDSError
 SPLITS = ("train", "validation", "test")
 SPLIT_FRACTIONS = (0.7, 0.1, 0.2)
 CONFIGS = ("trials", "units", "sessions")
+CAMERAS = ("left", "right")
 
 # Columns of the `trials` table that are not behaviours.
 TRIAL_COLUMNS = ("session", "trial_index", "num_units", "spike_counts")
@@ -37,6 +38,8 @@ class ConversionOptions:
         reaction_time_s: Trials whose first movement comes earlier or later after the stimulus are dropped.
         split: `"random"` (paper) or `"blocked"` (contiguous in time).
         seed: Changes the random split.
+        whisker_camera: `"left"` or `"right"`, the camera of the whisker motion energy; the other one where it has
+            none.
     """
 
     align_event: str = "stimOn_times"
@@ -46,6 +49,7 @@ class ConversionOptions:
     reaction_time_s: tuple[float, float] = (0.08, 2.0)
     split: str = "random"
     seed: int = 0
+    whisker_camera: str = "left"
 
     def __post_init__(self) -> None:
         start, end = self.window_s
@@ -56,6 +60,8 @@ class ConversionOptions:
             raise NEDSError(f"window {self.window_s} s is not a whole number of {self.bin_size_s} s bins")
         if self.split not in ("random", "blocked"):
             raise NEDSError(f"split must be 'random' or 'blocked', not {self.split!r}")
+        if self.whisker_camera not in CAMERAS:
+            raise NEDSError(f"the whisker camera must be 'left' or 'right', not {self.whisker_camera!r}")
         if self.min_rate_hz < 0:
             raise NEDSError(f"the rate floor must not be negative, but is {self.min_rate_hz} Hz")
 

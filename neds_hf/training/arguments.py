@@ -1,6 +1,5 @@
 """`TrainingArguments` with NEDS's defaults, and the command line of what trains."""
 
-import sys
 from dataclasses import dataclass, field
 
 import torch
@@ -44,16 +43,22 @@ class NEDSTrainingArguments(TrainingArguments):
     hub_strategy: str = field(default="end", metadata={"help": "When to push, with --push_to_hub."})
 
 
-def parse_training_command(
-    kind: type, name: str, description: str, argv: list[str] | None
+def training_parser(kind: type, name: str, description: str) -> HfArgumentParser:
+    """Parser of `neds NAME`: the options of the dataclass `kind`, and how to train."""
+    return HfArgumentParser(
+        (kind, NEDSTrainingArguments), prog=f"neds {name}", description=description, allow_abbrev=False
+    )
+
+
+def parse_training_arguments(
+    parser: HfArgumentParser, argv: list[str]
 ) -> tuple[object, NEDSTrainingArguments]:
-    """The arguments of `neds NAME`: those of the dataclass `kind`, and how to train.
+    """The two that the parser was made for.
 
     Raises:
         NEDSError: An unknown argument, or training arguments that do not go together.
     """
-    parser = HfArgumentParser((kind, NEDSTrainingArguments), prog=f"neds {name}", description=description)
     try:
-        return parser.parse_args_into_dataclasses(args=sys.argv[1:] if argv is None else argv)
+        return parser.parse_args_into_dataclasses(args=argv)[:2]
     except (ValueError, OSError) as error:
         raise NEDSError(" ".join(str(error).split())) from error

@@ -8,11 +8,12 @@ import datasets
 import numpy as np
 import pandas as pd
 import torch
+from huggingface_hub.errors import StrictDataclassError
 
 from neds_hf.data.schema import SPLITS, behaviors_of
 from neds_hf.data.trials import SessionTrials, session_trials
 from neds_hf.errors import NEDSError
-from neds_hf.models.configuration_neds import IBL_MODALITIES
+from neds_hf.models.configuration_neds import IBL_MODALITIES, NEDSConfig
 from neds_hf.models.modeling_neds import NEDSModel
 from neds_hf.models.processing_neds import NEDSProcessor
 
@@ -129,23 +130,30 @@ def open_recordings(source: str | Path, config: str = "trials") -> Recordings:
     return recordings.only([session for session in recordings.session_ids if session in present])
 
 
-def load_model(source: str) -> tuple[NEDSModel, NEDSProcessor]:
+def load_model(source: str, settings: dict | None = None) -> tuple[NEDSModel, NEDSProcessor]:
     """A model, on the GPU where there is one, and its processor.
 
     Args:
         source: Model folder, or the id of a model repository on the Hub.
+        settings: Values of NEDSConfig instead of the model's; they must leave its weights as they are.
 
     Raises:
-        NEDSError: There is no such model, or it is another model than NEDS.
+        NEDSError: There is no such model, it is another model than NEDS, or a setting is not possible.
     """
     if not Path(source).exists() and source.count("/") != 1:
         raise NEDSError(f"no model folder {source}")
     try:
-        model, loading = NEDSModel.from_pretrained(source, output_loading_info=True)
+        config = NEDSConfig.from_pretrained(source)
+        if settings:
+            config = NEDSConfig.from_dict(config.to_dict() | settings)
+        model, loading = NEDSModel.from_pretrained(source, config=config, output_loading_info=True)
         processor = NEDSProcessor.from_pretrained(source)
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise NEDSError(f"{source} is no model folder and no model on the Hub: {reason}") from error
+    except StrictDataclassError as error:
+        reason = " ".join(str(error).split())
+        raise NEDSError(f"the model {source} cannot be configured so: {reason}") from error
     if loading["missing_keys"] or processor.session_ids != model.config.session_ids:
         raise NEDSError(
             f"{source} is no NEDS model: its weights or its sessions are not those of its config.json"
@@ -153,8 +161,8 @@ def load_model(source: str) -> tuple[NEDSModel, NEDSProcessor]:
     return model.to("cuda" if torch.cuda.is_available() else "cpu"), processor
 
 
-def new_processor(recordings: Recordings) -> NEDSProcessor:
-    """A processor for these sessions, its statistics from their training trials.
+def new_processor(recordings: Recordings, scaling: str = "z_score") -> NEDSProcessor:
+    """A processor for these sessions, its statistics from their training trials; `scaling` as in `NEDSProcessor`.
 
     Modalities are the spikes and every behaviour that a session has; those of the IBL come first, in their
     order.
@@ -176,6 +184,7 @@ def new_processor(recordings: Recordings) -> NEDSProcessor:
         bin_size_s=float(first["bin_size_s"]),
         window_start_s=float(first["window_start_s"]),
         align_event=str(first["align_event"]),
+        scaling=scaling,
     )
     for session in recordings.session_ids:
         _add_statistics(processor, recordings, session)
