@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from neds_hf.cli.main import main
 from neds_hf.models import NEDSModel, NEDSProcessor
+from neds_hf.training.sessions import freeze
 
 BINS, HIDDEN, INNER = 4, 8, 12
 UNITS = {"first": 2, "second": 3}  # the code pads every session to 3
@@ -175,11 +176,40 @@ def test_predictions_of_a_converted_model(tmp_path):
     np.testing.assert_allclose(np.load(tmp_path / "decoding.npz")["wheel_speed"], wheel, rtol=1e-5)
 
 
+def test_a_new_animal_of_a_converted_model(tmp_path):
+    """It gets rows, a tokenizer and readouts; the strategy `session` trains what belongs to sessions alone."""
+    run(tmp_path, original_state())
+    model = NEDSModel.from_pretrained(tmp_path / "out")
+    processor = NEDSProcessor.from_pretrained(tmp_path / "out")
+    counts, wheel = np.ones((2, BINS, 5), np.uint8), np.arange(2.0 * BINS).reshape(2, BINS)
+    processor.add_session("new", list("abcde"), counts, {"wheel_speed": wheel})
+    np.testing.assert_allclose(processor.scale("new", "wheel_speed", wheel), wheel / 7)  # 0...1, as published
+    model.add_sessions({"new": 5}, {"new": processor.mean_counts("new")})
+    freeze(model, "session")
+    learning = {name.split(".")[0] for name, weight in model.named_parameters() if weight.requires_grad}
+    frozen = {name.split(".")[0] for name, weight in model.named_parameters() if not weight.requires_grad}
+    assert frozen == {"mask_embedding", "modality_embedding", "temporal_embedding", "encoder"}
+    assert learning == {
+        *("unit_embedding", "unit_readout", "unit_bias", "session_embedding", "session_spike_bias"),
+        *("session_spike_projection", "session_tokenizer", "session_token_weights", "session_readout"),
+    }
+    batch = processor("new", counts, {"wheel_speed": wheel})
+    assert torch.isfinite(model(**batch, scheme="encoding").log_rates).all()
+
+
 def test_without_temporal_embedding(tmp_path):
     state = {name: tensor for name, tensor in original_state().items() if ".pos_embed." not in name}
     assert run(tmp_path, state) == 0
     model = NEDSModel.from_pretrained(tmp_path / "out")
     assert (model.config.temporal_embedding, model.config.num_bins) == (False, BINS)
+
+
+def test_a_checkpoint_from_before_the_mask_token_hides_by_zeros(tmp_path):
+    state = original_state()
+    del state["mask_token"]
+    assert run(tmp_path, state) == 0
+    model = NEDSModel.from_pretrained(tmp_path / "out")
+    assert not model.mask_embedding.weight.any()
 
 
 def test_wrong_tensors_are_listed(tmp_path, capsys):

@@ -364,7 +364,9 @@ def converted_processor(config: NEDSConfig, sessions: Mapping[str, OriginalSessi
                 "scaling": {behavior: [low, high - low] for behavior, (low, high) in ranges.items()},
             }
         )
-    return NEDSProcessor(modalities=config.modalities, num_bins=config.num_bins, sessions=known)
+    return NEDSProcessor(
+        modalities=config.modalities, num_bins=config.num_bins, sessions=known, scaling="zero_one"
+    )
 
 
 def convert(
@@ -373,16 +375,19 @@ def convert(
     """Model and processor of an original checkpoint.
 
     Args:
-        path: Checkpoint of the published code (`model_best_avg.pt` and the like).
+        path: Checkpoint of the published code (`model_best_avg.pt` and the like), also one without a mask token,
+            as before March 2026.
         sessions: As `read_sessions` gives them.
         num_heads: Attention heads, which no tensor tells; 8 in every configuration of the published code.
 
     Raises:
         NEDSError: A file that is no such checkpoint, or does not fit the sessions.
     """
-    tensors = read_checkpoint(path)
+    tensors = dict(read_checkpoint(path))
     try:
         config = original_config(tensors, sessions, num_heads)
+        # Until March 2026 the code had no mask token: it set hidden tokens to zero.
+        tensors.setdefault("mask_token", torch.zeros(1, 1, config.hidden_size))
         check_tensors(tensors, original_shapes(config, max(config.unit_counts), len(sessions)))
         processor = converted_processor(config, sessions)
     except NEDSError as error:

@@ -250,7 +250,7 @@ class NEDSModel(PreTrainedModel):
                 }
             )
         std = 1.0 if mlp else 0.1
-        self.mask_embedding = Table(1, hidden_size, std)
+        self.mask_embedding = Table(1, hidden_size, std=0.0 if mlp else std)
         self.modality_embedding = Table(num_modalities, hidden_size, std)
         self.session_embedding = Table(num_sessions, num_modalities * hidden_size, std=std if mlp else 0.01)
         if config.temporal_embedding:

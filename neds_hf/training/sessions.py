@@ -19,7 +19,7 @@ from neds_hf.models.processing_neds import NEDSProcessor
 
 # What fine-tuning a new animal changes.
 STRATEGIES = {
-    "session": ("unit_embedding", "unit_readout", "unit_bias", "session_embedding"),
+    "session": ("unit_", "session_"),  # rows of units, and what is a session's own
     "full": ("",),
 }
 
