@@ -1,0 +1,119 @@
+"""The recipes in examples/configs: keys that the commands have, and numbers that say where they are from."""
+
+import dataclasses
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from transformers import TrainingArguments
+
+from neds_hf.cli import build
+from neds_hf.cli.finetune import FinetuneArguments
+from neds_hf.cli.pretrain import PretrainArguments
+from neds_hf.models import NEDSConfig
+
+FOLDER = Path(__file__).resolve().parents[1] / "examples/configs"
+FILES = sorted(FOLDER.glob("*.yaml"))
+EACH_FILE = pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+
+
+def names(kind: type) -> set[str]:
+    return {field.name for field in dataclasses.fields(kind)}
+
+
+OPTIONS = {
+    "build": {
+        option.removeprefix("--").replace("-", "_")
+        for action in build.parser()._actions
+        for option in action.option_strings
+    },
+    "pretrain": names(PretrainArguments) | names(TrainingArguments),
+    "finetune": names(FinetuneArguments) | names(TrainingArguments),
+}
+
+
+def scalars(node: yaml.Node) -> list[yaml.ScalarNode]:
+    """All values of a document, without the keys."""
+    if isinstance(node, yaml.MappingNode):
+        return [scalar for _, value in node.value for scalar in scalars(value)]
+    if isinstance(node, yaml.SequenceNode):
+        return [scalar for value in node.value for scalar in scalars(value)]
+    return [node]
+
+
+def test_every_recipe_of_the_issue_is_there():
+    assert [file.stem for file in FILES] == [
+        "finetuning",
+        "published_code",
+        "search",
+        "seventy_four_sessions",
+        "single_session",
+        "ten_sessions",
+    ]
+
+
+@EACH_FILE
+def test_every_key_is_an_option_of_its_command(file):
+    content = yaml.safe_load(file.read_text())
+    sections = {name: dict(section) for name, section in content.items() if name != "search"}
+    assert sections and set(sections) <= set(OPTIONS)
+    for command, section in sections.items():
+        settings = section.pop("set", {})
+        assert set(section) <= OPTIONS[command]
+        assert set(settings) <= names(NEDSConfig)
+    assert ("search" in content) == (file.stem == "search")
+
+
+@EACH_FILE
+def test_a_comment_beside_every_number_says_where_it_is_from(file):
+    text = file.read_text()
+    lines = text.splitlines()
+    numbers = [node for node in scalars(yaml.compose(text)) if re.search(r"\d", node.value)]
+    assert numbers
+    for node in numbers:
+        _, mark, comment = lines[node.start_mark.line].partition(" # ")
+        assert mark and re.search(r"[a-z]{3}", comment), f"{file.name}, line {node.start_mark.line + 1}"
+
+
+@EACH_FILE
+def test_numbers_are_numbers_for_any_yaml_reader(file):
+    """`2e-4`, without a dot, is text in YAML 1.1."""
+    words = [node.value for node in scalars(yaml.compose(file.read_text())) if node.tag.endswith(":str")]
+    assert [word for word in words if re.fullmatch(r"[\d.e+-]+", word)] == []
+
+
+def test_ranges_of_the_search_are_of_what_can_be_set():
+    content = yaml.safe_load((FOLDER / "search.yaml").read_text())
+    assert set(content["search"]) == {"pretrain", "finetune"}
+    for command, search in content["search"].items():
+        assert set(search) == {"num_models", "ranges"} and search["num_models"] > 1
+        assert set(search["ranges"]) <= OPTIONS[command] | names(NEDSConfig)
+        assert not set(search["ranges"]) & set(content[command])  # drawn or fixed, not both
+        for one in search["ranges"].values():
+            if "choices" in one:
+                assert set(one) == {"choices"} and len(set(one["choices"])) == len(one["choices"]) > 1
+            else:
+                assert set(one) <= {"low", "high", "log"} and 0 < one["low"] < one["high"]
+
+
+def test_configurations_of_the_recipes_exist():
+    for file in FILES:
+        section = yaml.safe_load(file.read_text()).get("pretrain")
+        if section is not None:
+            settings = {"session_ids": ["a"], "unit_counts": [3], **section.get("set", {})}
+            config = NEDSConfig.from_preset(section["preset"], **settings)
+            assert config.num_hidden_layers == (22 if file.stem == "seventy_four_sessions" else 5)
+
+
+def test_the_published_schemes_are_five_equally_likely():
+    content = yaml.safe_load((FOLDER / "published_code.yaml").read_text())
+    for command in ("pretrain", "finetune"):
+        weights = content[command]["set"]["scheme_weights"]
+        five = [
+            weights["encoding"],
+            weights["decoding"],
+            *[weights["within_modality"] / 2] * 2,
+            weights["cross_modal"],
+        ]
+        assert five == [1, 1, 1, 1, 1]
