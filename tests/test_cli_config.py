@@ -6,12 +6,18 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import yaml
+from alf_folder import write_camera
 from small_dataset import TRAINING
 from tiny_alf import write_session
 
 from neds_hf.cli.main import main
 from neds_hf.models import NEDSConfig
 from neds_hf.training.sessions import load_model
+
+RECIPES = Path(__file__).resolve().parents[1] / "examples" / "configs"
+SHORT = "--num_train_epochs 1 --per_device_train_batch_size 8 --use_cpu --disable_tqdm true".split()
+SMALL = "hidden_size=16 intermediate_size=32 num_hidden_layers=1 num_attention_heads=2".split()
 
 
 def write(path: Path, text: str) -> str:
@@ -237,3 +243,53 @@ def test_the_help_says_it(capsys, command):
         main([command, "--help"])
     text = " ".join(capsys.readouterr().out.split())
     assert f"--config FILE YAML file with options in a section `{command}:`" in text
+
+
+# --- the paper's recipes, with the sizes and epochs of a test ---
+
+
+def recipes(command: str) -> list[Path]:
+    return [file for file in sorted(RECIPES.glob("*.yaml")) if command in yaml.safe_load(file.read_text())]
+
+
+def check_run(folder: Path, file: Path, command: str) -> None:
+    """The run's settings are those of the recipe, but for `SHORT` and `SMALL`."""
+    section = yaml.safe_load(file.read_text())[command]
+    values = section.pop("set", {})
+    run, config = configuration(folder), NEDSConfig.from_pretrained(folder)
+    if "lr_scheduler_kwargs" in section:
+        section["lr_scheduler_kwargs"] = json.loads(section["lr_scheduler_kwargs"])
+    names = [name for name in section if name in run and f"--{name}" not in SHORT]
+    assert len(names) >= 3
+    assert {name: run[name] for name in names} == {name: section[name] for name in names}
+    assert {name: getattr(config, name) for name in values} == values
+    assert (config.hidden_size, config.num_hidden_layers) == (16, 1)
+
+
+@pytest.mark.parametrize("file", recipes("build"), ids=lambda file: file.stem)
+def test_recipes_build(tmp_path, file):
+    alf = write_session(tmp_path / "one", "mouse") / "alf"
+    write_camera(alf, "left")
+    write_camera(alf, "right")
+    where = [str(tmp_path / "out"), "--alf", str(tmp_path / "one"), "--workers", "1"]
+    assert main(["build", *where, "--config", str(file)]) == 0
+    (row,) = pq.read_table(next((tmp_path / "out" / "sessions").glob("*"))).to_pylist()
+    options = json.loads(row["provenance"])["options"]
+    recipe = yaml.safe_load(file.read_text())["build"]
+    assert options["reaction_time_s"] == recipe["reaction_time"]
+    assert options["min_rate_hz"] == recipe["min_rate"]
+    assert options["whisker_camera"] == recipe.get("whisker_camera", "left")
+
+
+@pytest.mark.parametrize("file", recipes("pretrain"), ids=lambda file: file.stem)
+def test_recipes_pretrain(tmp_path, dataset, file):
+    where = ["--dataset", str(dataset), "--output", str(tmp_path)]
+    assert main(["pretrain", *where, "--config", str(file), *SHORT, "--set", *SMALL]) == 0
+    check_run(tmp_path, file, "pretrain")
+
+
+@pytest.mark.parametrize("file", recipes("finetune"), ids=lambda file: file.stem)
+def test_recipes_fine_tune(tmp_path, dataset, model_folder, file):
+    where = ["--dataset", str(dataset), "--session", "cat", "--model", str(model_folder)]
+    assert main(["finetune", *where, "--output", str(tmp_path), "--config", str(file), *SHORT]) == 0
+    check_run(tmp_path, file, "finetune")
