@@ -48,9 +48,15 @@ def test_all_sessions_that_the_model_knows_are_scored_on_test(evaluate, dataset,
         "data_fingerprint": open_recordings(dataset).only(["ann", "bob"]).fingerprint,
     }
     assert report["versions"]["neds_hf"] and report["hardware"]["cpus"]
-    table = capsys.readouterr().out.splitlines()
-    assert table[0].split()[:2] == ["bits_per_spike", "wheel_speed_r2"]
-    assert [line.split()[0] for line in table[1:4]] == ["ann", "bob", "mean"]
+    header, *rows = (line.split() for line in capsys.readouterr().out.splitlines())
+    shown = ["wheel_speed_r2", "whisker_motion_energy_r2", "choice_accuracy", "block_accuracy"]
+    assert sorted(header) == sorted(["bits_per_spike", *shown])
+    scores = {**report["sessions"], "mean": report["mean"]}
+    expected = [
+        [row, *("–" if scores[row][name] is None else f"{scores[row][name]:.3f}" for name in header)]
+        for row in ("ann", "bob", "mean")
+    ]
+    assert rows == expected and rows[1][1 + header.index("whisker_motion_energy_r2")] == "–"
 
 
 def test_a_split_and_a_session(evaluate):

@@ -3,9 +3,9 @@
 import argparse
 from pathlib import Path
 
+from neds_hf.cli.console import print_scores
 from neds_hf.data.schema import SPLITS
 from neds_hf.errors import NEDSError
-from neds_hf.training.console import print_scores
 from neds_hf.training.fit import score_split
 from neds_hf.training.runs import environment, write_json
 from neds_hf.training.sessions import check_fits, load_model, mean_table, open_recordings

@@ -6,13 +6,13 @@ from dataclasses import dataclass, field
 from transformers import set_seed
 
 from neds_hf.cli.config import parse_settings, use_config
+from neds_hf.cli.console import print_scores
 from neds_hf.models import NEDSModel, NEDSProcessor
 from neds_hf.training.arguments import (
     NEDSTrainingArguments,
     parse_training_arguments,
     training_parser,
 )
-from neds_hf.training.console import print_scores
 from neds_hf.training.fit import configuration_of, fit
 from neds_hf.training.runs import fingerprint_of
 from neds_hf.training.sessions import (

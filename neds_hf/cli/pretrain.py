@@ -7,6 +7,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig, set_seed
 
 from neds_hf.cli.config import parse_settings, use_config
+from neds_hf.cli.console import print_scores
 from neds_hf.errors import NEDSError
 from neds_hf.models import NEDSConfig, NEDSModel, NEDSProcessor
 from neds_hf.models.configuration_neds import PRESETS
@@ -16,7 +17,6 @@ from neds_hf.training.arguments import (
     parse_training_arguments,
     training_parser,
 )
-from neds_hf.training.console import print_scores
 from neds_hf.training.fit import configuration_of, fit
 from neds_hf.training.sessions import Recordings, new_processor, open_recordings
 

@@ -1,0 +1,22 @@
+"""Metrics on the console."""
+
+import os
+
+import pandas as pd
+
+from neds_hf.analysis.report import text_table
+from neds_hf.training.sessions import mean_table
+
+
+def print_scores(scores: dict[str, dict[str, float]]) -> None:
+    """A row a session and their mean: bits per spike, R², accuracy; – is not defined. Process zero prints."""
+    if not scores or os.environ.get("RANK", "0") != "0":
+        return
+    table = pd.DataFrame.from_dict({**scores, "mean": mean_table(scores)}, orient="index")
+    shown = [
+        name
+        for name in table
+        if name == "bits_per_spike" or (name.endswith(("_r2", "_accuracy")) and "balanced" not in name)
+        if name != "psth_r2"
+    ]
+    print(text_table(table[shown]))
