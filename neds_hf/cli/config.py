@@ -50,6 +50,7 @@ def use_config(
             )
         except (ValueError, argparse.ArgumentTypeError, NEDSError) as error:
             raise NEDSError(f"{file}: {name} of section {command!r}: {error}") from None
+    # Of options that exclude each other, one on the command line takes the place of one in the file.
     words = {word.partition("=")[0] for word in argv}
     for group in parser._mutually_exclusive_groups:
         named = [action.dest for action in group._group_actions if action.dest in given]
