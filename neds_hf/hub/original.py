@@ -199,6 +199,7 @@ def original_config(tensors: Tensors, sessions: Mapping[str, OriginalSession], n
         within_modality_context=True,
         mask_ratio=0.3,
         single_behavior_probability=0.0,
+        hidden_dropout=0.4,
     )
 
 
