@@ -1,9 +1,11 @@
 """One training run, from a model and recordings to a model folder."""
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from torch.utils.data import DataLoader
+from transformers import TrainerCallback
 from transformers.utils import logging
 
 from neds_hf.data.collator import ArrowTrials, NEDSCollator
@@ -60,6 +62,7 @@ def fit(
     recordings: Recordings,
     args: NEDSTrainingArguments,
     configuration: dict,
+    callbacks: Sequence[TrainerCallback] = (),
 ) -> dict[str, dict[str, float]]:
     """Train, keep the best checkpoint, score the test split, write the model folder; resume what was cut off.
 
@@ -80,7 +83,7 @@ def fit(
         if start_run(folder, configuration):
             raise NEDSError(f"{folder} holds this very run, finished; choose another folder to repeat it")
         checkpoint = args.resume_from_checkpoint or last_checkpoint(folder)
-    trainer = NEDSTrainer(model, args, processor, recordings)
+    trainer = NEDSTrainer(model, args, processor, recordings, callbacks=list(callbacks))
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     trainer.save_model(_internal_call=True)  # or it would push, before there are test metrics to push
     trainer.save_state()
