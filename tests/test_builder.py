@@ -52,6 +52,7 @@ def test_every_option_reaches_the_conversion(cache):
         "reaction_time_s": [0.1, 1.0],
         "trial_split": "blocked",
         "seed": 7,
+        "whisker_camera": "right",
     }
     (row, _) = load(cache, "sessions", split="train", **options)
     asked = ConversionOptions("firstMovement_times", (-0.2, 0.2), 0.1, 0.0, (0.1, 1.0), "blocked", 7)
@@ -60,7 +61,10 @@ def test_every_option_reaches_the_conversion(cache):
         asked.num_bins,
         3,
     )
-    assert '"reaction_time_s": [0.1, 1.0], "split": "blocked", "seed": 7' in row["provenance"]
+    assert (
+        '"reaction_time_s": [0.1, 1.0], "split": "blocked", "seed": 7, "whisker_camera": "right"'
+        in row["provenance"]
+    )
     trials = load(cache, split="test", **options)
     assert trials["trial_index"][:2] == [10, 11]
 

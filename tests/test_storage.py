@@ -203,6 +203,23 @@ def test_a_folder_takes_no_sessions_converted_otherwise(tmp_path, options, behav
         convert(tmp_path / "out", [source("s2")], options, behaviors)
 
 
+def test_a_folder_from_before_an_option_existed_has_its_default(tmp_path, monkeypatch):
+    current = storage._conversion
+
+    def before(options, behaviors):
+        conversion = current(options, behaviors)
+        del conversion["options"]["whisker_camera"]
+        return conversion
+
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "_conversion", before)
+        convert(tmp_path, [source("s1")], OPTIONS, BEHAVIORS)
+    assert convert(tmp_path, [source("s1")], OPTIONS, BEHAVIORS) == {"unchanged": 1}
+    right = replace(OPTIONS, whisker_camera="right")
+    with pytest.raises(NEDSError, match=r"whisker_camera = left, .* whisker_camera = right"):
+        convert(tmp_path, [source("s1")], right, BEHAVIORS)
+
+
 def test_a_failing_session_is_recorded_and_stops_no_other(tmp_path):
     out = tmp_path / "out"
     counts = convert(out, [source("s1", fail), source("s2")], OPTIONS, BEHAVIORS)

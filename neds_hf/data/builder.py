@@ -119,6 +119,7 @@ class IBLConfig(BuilderConfig):
     reaction_time_s: tuple[float, float] = ConversionOptions.reaction_time_s
     trial_split: str = ConversionOptions.split
     seed: int = ConversionOptions.seed
+    whisker_camera: str = ConversionOptions.whisker_camera
 
     @property
     def options(self) -> ConversionOptions:
@@ -130,6 +131,7 @@ class IBLConfig(BuilderConfig):
             reaction_time_s=tuple(self.reaction_time_s),
             split=self.trial_split,
             seed=self.seed,
+            whisker_camera=self.whisker_camera,
         )
 
 

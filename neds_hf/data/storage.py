@@ -253,9 +253,11 @@ def _read_marks(out: Path) -> dict[str, dict]:
 
 
 def _check_same_conversion(out: Path, session: str, mark: dict, conversion: dict) -> None:
-    if mark["options"] != conversion["options"]:
-        name = next(name for name, value in mark["options"].items() if value != conversion["options"][name])
-        there, asked = (f"{name} = {shared['options'][name]}" for shared in (mark, conversion))
+    # A conversion of before an option existed was made with its default.
+    options = _conversion(ConversionOptions(), {})["options"] | mark["options"]
+    if options != conversion["options"]:
+        name = next(name for name, value in options.items() if value != conversion["options"][name])
+        there, asked = (f"{name} = {shared[name]}" for shared in (options, conversion["options"]))
     elif mark["behaviors"] != conversion["behaviors"]:
         there, asked = (_describe(shared["behaviors"]) for shared in (mark, conversion))
     else:
