@@ -7,9 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from small_dataset import write_dataset
+from small_dataset import pretrain_arguments, write_dataset
 
 from neds_hf.cli.main import main
+from neds_hf.metrics.functional import bits_per_spike
 from neds_hf.training.sessions import open_recordings
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
@@ -33,30 +34,62 @@ def evaluate(dataset, model_folder, tmp_path):
     return run
 
 
-def test_all_sessions_that_the_model_knows_are_scored_on_test(evaluate, dataset, model_folder, capsys):
+def test_all_sessions_that_the_model_knows_are_scored_on_test(evaluate, dataset, model_folder):
     report = evaluate()
     assert list(report["sessions"]) == ["ann", "bob"]  # the model does not know cat
     metrics = json.loads((model_folder / "metrics.json").read_text())
     for session in ("ann", "bob"):
         for name, value in metrics["sessions"][session].items():
             assert report["sessions"][session][name] == pytest.approx(value, abs=1e-6), name
-    assert report["mean"] == pytest.approx(metrics["mean"], abs=1e-6)
+    assert {name: report["mean"][name] for name in metrics["mean"]} == pytest.approx(
+        metrics["mean"], abs=1e-6
+    )
     assert report["configuration"] == {
+        "command": "evaluate",
         "model": str(model_folder),
         "dataset": str(dataset),
         "split": "test",
+        "alf": None,
         "data_fingerprint": open_recordings(dataset).only(["ann", "bob"]).fingerprint,
     }
     assert report["versions"]["neds_hf"] and report["hardware"]["cpus"]
-    header, *rows = (line.split() for line in capsys.readouterr().out.splitlines())
-    shown = ["wheel_speed_r2", "whisker_motion_energy_r2", "choice_accuracy", "block_accuracy"]
-    assert sorted(header) == sorted(["bits_per_spike", *shown])
-    scores = {**report["sessions"], "mean": report["mean"]}
-    expected = [
-        [row, *("–" if scores[row][name] is None else f"{scores[row][name]:.3f}" for name in header)]
-        for row in ("ann", "bob", "mean")
-    ]
-    assert rows == expected and rows[1][1 + header.index("whisker_motion_energy_r2")] == "–"
+
+
+def test_the_mean_over_sessions_comes_with_its_standard_error(evaluate):
+    report = evaluate()
+    ann, bob = report["sessions"]["ann"], report["sessions"]["bob"]
+    for name in ("bits_per_spike", "bits_per_spike_train_null", "psth_r2", "block_balanced_accuracy"):
+        assert report["mean"][name] == pytest.approx((ann[name] + bob[name]) / 2)
+        assert report["standard_error"][name] == pytest.approx(
+            abs(ann[name] - bob[name]) / 2
+        )  # of two values
+        assert report["num_sessions"][name] == 2
+    name = "whisker_motion_energy_r2"  # bob has no video
+    assert report["mean"][name] == pytest.approx(ann[name])
+    assert report["standard_error"][name] is None and report["num_sessions"][name] == 1
+
+
+def test_two_tables_have_a_row_a_session_then_mean_and_standard_error(evaluate, capsys):
+    report = evaluate()
+    rows = {**report["sessions"], "mean": report["mean"], "± s.e.": report["standard_error"]}
+    encoding, decoding = capsys.readouterr().out.split("Decoding, behaviour from spikes\n\n")
+    assert encoding.startswith("Encoding, spikes from behaviour\n\n")
+    behaviors = ("choice", "block", "wheel_speed", "whisker_motion_energy")
+    spikes = ["bits_per_spike", "bits_per_spike_train_null", "psth_r2"]
+    continuous = [f"{name}_{of}" for name in behaviors[2:] for of in ("r2", "r2_beyond_average")]
+    classes = [f"{name}_{of}" for name in behaviors[:2] for of in ("accuracy", "balanced_accuracy")]
+    for text, names in (
+        (encoding, [*spikes, *(f"bits_per_spike_from_{name}" for name in behaviors)]),
+        (decoding, continuous + classes),
+    ):
+        lines = [line.split() for line in text.splitlines()]
+        shown = {" ".join(line[: -len(names)]): line[-len(names) :] for line in lines}
+        for row, metrics in rows.items():
+            assert shown[row] == ["–" if metrics[n] is None else f"{metrics[n]:.3f}" for n in names]
+        assert max(map(len, text.splitlines())) < 85
+    assert (
+        list(report["sessions"]["bob"].values()).count(None) == 3
+    )  # of the whiskers: two R², encoding from them
 
 
 def test_a_split_and_a_session(evaluate):
@@ -79,6 +112,62 @@ def test_a_modality_that_a_session_lacks_has_no_metric_and_no_part_in_its_mean(e
     assert bob["whisker_motion_energy_r2"] is None and scores["ann"]["whisker_motion_energy_r2"] is not None
     four = [bob[name] for name in ("bits_per_spike", "wheel_speed_r2", "choice_accuracy", "block_accuracy")]
     assert bob["mean"] == pytest.approx(np.mean(four))
+
+
+@pytest.fixture(scope="module")
+def simulated(tmp_path_factory):
+    """Folder with two simulated mice in `alf`, their `dataset`, and a `model` of them that has learned little."""
+    pytest.importorskip("one", reason="ONE-api is not installed (neds_hf[ibl])")
+    folder = tmp_path_factory.mktemp("simulated")
+    simulate = [str(folder / "alf"), "--sessions", "2", "--trials", "40", "--units", "12", "--seed", "1"]
+    build = [str(folder / "dataset"), "--alf", str(folder / "alf")]
+    train = pretrain_arguments(folder / "dataset", folder / "model")
+    for command in (
+        ["simulate", *simulate],
+        ["build", *build],
+        ["pretrain", *train, "--num_train_epochs", "2"],
+    ):
+        assert main(command) == 0
+    return folder
+
+
+def test_the_true_rates_of_simulated_neurons_are_what_can_be_attained(simulated, evaluate, capsys):
+    where = ["--model", simulated / "model", "--dataset", simulated / "dataset"]
+    report = evaluate(*where, "--alf", simulated / "alf")
+    assert len(report["sessions"]) == 2 and report["configuration"]["alf"] == str(simulated / "alf")
+    recordings = open_recordings(simulated / "dataset")
+    for session, metrics in report["sessions"].items():
+        trials = recordings.trials(session, "test")
+        with np.load(simulated / "alf" / "ground_truth" / f"{session}.npz") as truth:
+            units = [truth["uuids"].tolist().index(uuid) for uuid in recordings.unit_ids(session)]
+            bits = {
+                given: np.nanmean(
+                    bits_per_spike(
+                        truth[f"log_rates_{given}"][trials.trial_index][..., units], trials.spike_counts
+                    )
+                )
+                for given in ("behavior", "full")
+            }
+        assert metrics["attainable_bits_per_spike"] == pytest.approx(bits["behavior"])
+        assert metrics["attainable_bits_per_spike_given_everything"] == pytest.approx(bits["full"])
+        assert metrics["share_of_attainable"] == pytest.approx(metrics["bits_per_spike"] / bits["behavior"])
+        assert metrics["share_of_attainable"] < 0.5 < bits["full"] / bits["behavior"]
+    shares = [metrics["share_of_attainable"] for metrics in report["sessions"].values()]
+    assert report["mean"]["share_of_attainable"] == pytest.approx(np.mean(shares))
+    assert f"{np.mean(shares):.3f}" in capsys.readouterr().out
+    assert "share_of_attainable" not in evaluate(*where)["mean"]
+
+
+def test_true_rates_of_other_recordings_are_refused(simulated, dataset, model_folder, tmp_path, capsys):
+    out = ["--output", tmp_path / "report.json"]
+    other_window = ["--model", model_folder, "--dataset", dataset, "--alf", simulated / "alf"]
+    assert main(["evaluate", *map(str, [*other_window, *out])]) == 2
+    error = capsys.readouterr().err
+    assert "(100, 0.02, -0.5, 'stimOn_times')" in error and "(20, 0.05, -0.2, 'go')" in error
+    no_truth = ["--model", simulated / "model", "--dataset", simulated / "dataset", "--alf", tmp_path]
+    assert main(["evaluate", *map(str, [*no_truth, *out])]) == 2
+    assert f"there is no file of true rates {tmp_path}" in capsys.readouterr().err
+    assert not (tmp_path / "report.json").exists()
 
 
 @pytest.mark.parametrize(
@@ -127,5 +216,5 @@ def test_the_example_is_the_command_and_help_lists_every_flag(monkeypatch, capsy
     with pytest.raises(SystemExit, match="0"):
         runpy.run_path(str(EXAMPLES / "evaluate.py"), run_name="__main__")
     text = capsys.readouterr().out
-    for name in ("--model", "--dataset", "--split", "--session", "--output", "--batch-size"):
+    for name in ("--model", "--dataset", "--split", "--session", "--alf", "--output", "--batch-size"):
         assert f"  {name} " in text

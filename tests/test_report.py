@@ -14,6 +14,7 @@ pytest.importorskip("jinja2", reason="Jinja2 is not installed (neds_hf[report])"
 
 from neds_hf.analysis import figures
 from neds_hf.analysis.report import text_table, write_report
+from neds_hf.analysis.summary import Estimate, grouped, is_headline, metric_label, summary
 
 TIMES_S = np.array([-0.01, 0.01, 0.03])
 TABLE = pd.DataFrame(
@@ -41,6 +42,17 @@ def test_text_table_rounds_aligns_and_marks_what_is_undefined():
         "model                                   ",
         "linear      0.100  0.310        –      7",
         "NEDS        0.250  0.200    0.500      9",
+    ]
+
+
+def test_text_table_breaks_headings_between_words():
+    table = TABLE.rename(columns={"loss": "loss of validation"})
+    assert text_table(table, heading_width=10).splitlines() == [
+        "                     loss of                ",
+        "       bits/spike validation wheel R² trials",
+        "model                                       ",
+        "linear      0.100      0.310        –      7",
+        "NEDS        0.250      0.200    0.500      9",
     ]
 
 
@@ -91,6 +103,90 @@ def test_a_reference_row_is_never_the_best(tmp_path):
     write_report(tmp_path / "r.html", "t", [("h", "", table, None)], reference_rows=["true rates"])
     page = (tmp_path / "r.html").read_text(encoding="utf-8")
     assert re.findall('<td class="best">(.*?)</td>', page) == ["0.200"]
+
+
+def test_an_estimate_is_a_mean_with_its_standard_error():
+    estimate = Estimate([0.1, 0.5, np.nan])
+    assert (estimate, estimate.num_sessions) == (pytest.approx(0.3), 2)
+    assert estimate.standard_error == pytest.approx(0.2)  # standard deviation 0.4/√2, over √2
+    assert f"{estimate:.2f}" == "0.30\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}0.20"
+    assert f"{Estimate([0.25]):.3f}" == "0.250"  # one session has no standard error
+    assert np.isnan(Estimate([np.nan])) and Estimate([np.nan]).num_sessions == 0
+
+
+def test_a_summary_is_over_the_sessions_that_define_a_metric():
+    scores = {"s1": {"a": 1.0, "b": 2.0}, "s2": {"a": 3.0, "b": np.nan}, "s3": {"a": 5.0}}
+    of_all = summary(scores)
+    assert of_all["mean"] == {"a": 3.0, "b": 2.0}
+    assert of_all["num_sessions"] == {"a": 3, "b": 1}
+    assert of_all["standard_error"]["a"] == pytest.approx(2 / 3**0.5) and np.isnan(
+        of_all["standard_error"]["b"]
+    )
+
+
+def test_report_marks_the_best_mean_among_those_with_standard_errors(tmp_path):
+    means = [Estimate([0.1, 0.3]), Estimate([0.3, 0.5]), Estimate([np.nan])]
+    table = pd.DataFrame({"bits/spike": means}, index=["linear", "NEDS", "none"], dtype=object)
+    write_report(tmp_path / "r.html", "t", [("h", "", table, None)])
+    page = (tmp_path / "r.html").read_text(encoding="utf-8").replace("\N{NO-BREAK SPACE}", " ")
+    assert re.findall("<td.*?</td>", page) == [
+        "<td>0.200 ± 0.100</td>",
+        '<td class="best">0.400 ± 0.100</td>',
+        "<td>–</td>",
+    ]
+
+
+def test_metrics_are_named_and_grouped_for_a_reader():
+    names = [
+        "bits_per_spike",
+        "silent_units",
+        "bits_per_spike_train_null",
+        "psth_r2",
+        "wheel_speed_r2",
+        "mean",
+    ]
+    names += ["wheel_speed_r2_beyond_average", "choice_accuracy", "choice_balanced_accuracy"]
+    names += ["bits_per_spike_from_choice", "attainable_bits_per_spike", "share_of_attainable"]
+    groups = {group: [metric_label(name) for name in found] for group, found in grouped(names).items()}
+    assert groups == {
+        "encoding": [
+            "bits/spike",
+            "bits/spike train null",
+            "PSTH R²",
+            "bits/spike from choice",
+            "attainable bits/spike",
+            "share of attainable",
+        ],
+        "decoding": [
+            "wheel speed R²",
+            "wheel speed R² beyond average",
+            "choice accuracy",
+            "choice balanced accuracy",
+        ],
+    }
+    assert [name for name in names if is_headline(name)] == [
+        "bits_per_spike",
+        "wheel_speed_r2",
+        "choice_accuracy",
+    ]
+
+
+def test_paired_sessions_have_a_line_a_session_and_the_mean_of_every_method(tmp_path):
+    bits = pd.DataFrame({"linear": [0.1, 0.3], "none": [np.nan] * 2, "NEDS": [0.2, 0.6]}, index=["s1", "s2"])
+    figure = figures.paired_sessions({"bits_per_spike": bits, "wheel_speed_r2": bits + 0.5})
+    assert titles(figure) == ["bits/spike", "wheel speed R²"]
+    left, right = figure.axes
+    assert [label.get_text() for label in left.get_yticklabels()] == ["linear", "none", "NEDS"]
+    assert not any(label.get_text() for label in right.get_yticklabels())
+    first, second, *_ = left.lines
+    np.testing.assert_array_equal(first.get_xydata(), [[0.1, 0], [0.2, 2]])
+    np.testing.assert_array_equal(second.get_xydata(), [[0.3, 0], [0.6, 2]])
+    means = [container.lines[0].get_xydata()[0] for container in left.containers]
+    np.testing.assert_allclose(means, [[0.2, 0], [np.nan, 1], [0.4, 2]])
+    (whisker,) = left.containers[2].lines[2]
+    np.testing.assert_allclose(whisker.get_segments()[0], [[0.2, 2], [0.6, 2]])  # 0.4 ± 0.2
+    assert left.get_ylim()[0] > left.get_ylim()[1]  # the first method on top
+    assert saved(figure, tmp_path)
 
 
 def test_training_curves_show_the_mean_metrics_of_every_run(tmp_path):

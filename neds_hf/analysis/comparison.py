@@ -34,7 +34,8 @@ def score_predictions(
 
     Args:
         predictions: `log_rates` (B, T, N); of continuous behaviours (B, T), of categorical ones class
-            probabilities (B, C). A categorical behaviour that is all NaN was not predicted.
+            probabilities (B, C). A categorical behaviour that is all NaN was not predicted. What is not there has
+            no metrics.
         trials: What really happened in these trials, in the same order.
         null_rates: (N,) expected counts per bin in training trials.
     """
@@ -42,13 +43,20 @@ def score_predictions(
     continuous = [name for name in trials.continuous if name in predictions]
     classes = {name: len(c) for name, c in trials.classes.items() if name in predictions}
     sums = SessionSums(num_bins, num_units, continuous, classes)
-    sums.add_spikes(predictions["log_rates"], trials.spike_counts)
+    if "log_rates" in predictions:
+        sums.add_spikes(predictions["log_rates"], trials.spike_counts)
     for name in continuous:
         sums.add_continuous(name, predictions[name], trials.continuous[name])
     for name in classes:
         if not np.isnan(predictions[name]).any():
             sums.add_categorical(name, predictions[name].argmax(-1), trials.categorical[name])
-    return sums.metrics(null_rates)
+    metrics = sums.metrics(null_rates)
+    if "log_rates" not in predictions:
+        decoded = tuple(f"{name}_" for name in (*continuous, *classes))
+        metrics = {
+            name: value for name, value in metrics.items() if name.startswith(decoded) or name == "mean"
+        }
+    return metrics
 
 
 def comparison_table(means: dict[str, dict[str, float]]) -> pd.DataFrame:

@@ -10,18 +10,12 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from neds_hf.analysis.summary import Estimate, is_headline, metric_label
+
 # Okabe & Ito's colours, told apart also by colour-blind readers.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 STYLE = {"font.size": 9, "axes.titlesize": 9, "axes.spines.top": False, "axes.spines.right": False}
 SMALLEST_REGION = 0.04  # of the units; smaller regions are drawn together, for their names to be legible
-
-
-def metric_label(name: str) -> str:
-    """A metric's name for a reader: `wheel_speed_r2` is "wheel speed R²"."""
-    if name == "mean":
-        return "mean of metrics"
-    label = name.replace("bits_per_spike", "bits/spike").replace("_r2", "_R²").replace("psth", "PSTH")
-    return label.replace("_", " ")
 
 
 @rc_context(STYLE)
@@ -36,10 +30,8 @@ def training_curves(histories: dict[str, list[dict]]) -> Figure:
     metrics = [
         key
         for key in keys
-        if key.startswith("eval_")
-        and "/" not in key
-        and (key.endswith(("_r2", "_accuracy", "bits_per_spike")) or key == "eval_mean")
-        and not key.endswith(("_balanced_accuracy", "psth_r2"))
+        if key == "eval_mean"
+        or (key.startswith("eval_") and "/" not in key and is_headline(key.removeprefix("eval_")))
     ]
     figure, panels = _grid(1 + len(metrics), num_columns=4, panel_size=(2.4, 2.0))
     for color, history in zip(_colors(len(histories)), histories.values()):
@@ -194,6 +186,34 @@ def metric_bars(table: pd.DataFrame) -> Figure:
         panel.margins(y=0.12)
         panel.set(title=fill(metric_label(name), 18), xticks=[])
     _legend(figure, [Line2D([], [], color=color, linewidth=6) for color in colors], list(table.index))
+    return figure
+
+
+@rc_context(STYLE)
+def paired_sessions(tables: dict[str, pd.DataFrame]) -> Figure:
+    """Every session under several methods: a panel a metric, a row a method, a line a session.
+
+    Args:
+        tables: Metric to its values, a row a session and a column a method. A method that has no value in a
+            session has no dot there. Black: mean and standard error over the sessions.
+    """
+    methods = list(dict.fromkeys(method for table in tables.values() for method in table))
+    num_columns = 5
+    figure, panels = _grid(len(tables), num_columns, panel_size=(2.2, 0.7 + 0.3 * len(methods)))
+    for place, (panel, (name, table)) in enumerate(zip(panels, tables.items())):
+        table = table.reindex(columns=methods)
+        for values in table.to_numpy(float):
+            known = np.flatnonzero(np.isfinite(values))
+            panel.plot(values[known], known, "o-", color=PALETTE[0], markersize=3, linewidth=0.8, alpha=0.5)
+        for row, method in enumerate(methods):
+            mean = Estimate(table[method])
+            panel.errorbar(mean, row, xerr=mean.standard_error, fmt="D", color="black", markersize=5)
+        panel.set(
+            title=fill(metric_label(name), 18), ylim=(len(methods) - 0.5, -0.5), yticks=range(len(methods))
+        )
+        panel.set_yticklabels([] if place % num_columns else methods)
+        panel.grid(axis="x", color="0.9")
+        panel.set_axisbelow(True)
     return figure
 
 

@@ -6,9 +6,9 @@ import base64
 import io
 from collections.abc import Collection
 from pathlib import Path
+from textwrap import wrap
 from typing import TYPE_CHECKING
 
-import numpy as np
 import pandas as pd
 
 if TYPE_CHECKING:  # matplotlib is optional
@@ -17,9 +17,18 @@ if TYPE_CHECKING:  # matplotlib is optional
 FIGURE_DPI = 130
 
 
-def text_table(table: pd.DataFrame) -> str:
-    """The table for the console, numbers as in a report: three decimals, – for NaN, columns aligned."""
-    return _formatted(table).to_string()
+def text_table(table: pd.DataFrame, heading_width: int | None = None) -> str:
+    """The table for the console, numbers as in a report: three decimals, – for NaN, columns aligned.
+
+    Args:
+        heading_width: Columns' headings are broken between words into lines of at most so many letters.
+    """
+    if heading_width is not None:
+        lines = [wrap(heading, heading_width, break_long_words=False) for heading in table.columns]
+        height = max(map(len, lines), default=1)
+        padded = [("",) * (height - len(heading)) + tuple(heading) for heading in lines]
+        table = table.set_axis(pd.MultiIndex.from_tuples(padded), axis="columns")
+    return _formatted(table).to_string(sparsify=False)
 
 
 def write_report(
@@ -78,8 +87,10 @@ def _table_cells(
     formatted = _formatted(table)
     best = pd.DataFrame(False, index=table.index, columns=table.columns)
     compared = ~table.index.isin(list(reference_rows))
-    for name in table.select_dtypes(np.floating):
-        values = table[name].round(3).where(compared)  # what looks the same is equally good
+    for name in table:
+        if not table[name].map(lambda value: isinstance(value, float)).all():
+            continue
+        values = table[name].astype(float).round(3).where(compared)  # what looks the same is equally good
         if compared.sum() > 1 and values.notna().any():
             best[name] = values == (values.min() if name in lower_is_better else values.max())
     rows = [

@@ -3,12 +3,20 @@
 import argparse
 from pathlib import Path
 
-from neds_hf.cli.console import print_scores
+from neds_hf.analysis.comparison import score_predictions
+from neds_hf.analysis.report import text_table
+from neds_hf.analysis.summary import grouped, score_table, summary
 from neds_hf.data.schema import SPLITS
+from neds_hf.data.simulated_mouse import BIN_SIZE_S, NUM_BINS, WINDOW_START_S
+from neds_hf.data.simulation import read_true_rates
 from neds_hf.errors import NEDSError
-from neds_hf.training.fit import score_split
+from neds_hf.models import NEDSProcessor
+from neds_hf.training.fit import split_loader
+from neds_hf.training.inference import score, score_single_behaviors
 from neds_hf.training.runs import environment, write_json
-from neds_hf.training.sessions import check_fits, load_model, mean_table, open_recordings
+from neds_hf.training.sessions import Recordings, check_fits, load_model, open_recordings
+
+TITLES = {"encoding": "Encoding, spikes from behaviour", "decoding": "Decoding, behaviour from spikes"}
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -17,6 +25,11 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--dataset", required=True, help="folder written by `neds build`, or a dataset id")
     parser.add_argument("--split", default="test", choices=SPLITS, help="default: test")
     parser.add_argument("--session", nargs="+", help="these sessions only; default: all that the model knows")
+    parser.add_argument(
+        "--alf",
+        type=Path,
+        help="folder of `neds simulate` that the dataset was built from: scores the true rates of its neurons too",
+    )
     parser.add_argument("--output", type=Path, required=True, help="JSON file to write")
     parser.add_argument("--batch-size", type=int, default=64, help="trials a step (default: 64)")
     arguments = parser.parse_args(argv)
@@ -35,19 +48,69 @@ def main(argv: list[str] | None = None) -> None:
         )
     recordings = recordings.only(sessions)
     check_fits(processor, recordings)
-    scores = score_split(model, processor, recordings, arguments.split, arguments.batch_size)
+    split = arguments.split
+    true_rates = score_true_rates(arguments.alf, recordings, split, processor) if arguments.alf else {}
+    loader = split_loader(processor, recordings, split, arguments.batch_size)
+    scores = score(model, processor, loader, f"score {split}")
+    alone = score_single_behaviors(model, processor, loader, "encode from one behaviour")
+    for session, metrics in scores.items():
+        metrics |= alone[session]
+        if true_rates:
+            metrics |= true_rates[session]
+            attainable = metrics["attainable_bits_per_spike"]
+            metrics["share_of_attainable"] = metrics["bits_per_spike"] / attainable
     write_json(
         arguments.output,
         {
-            "mean": mean_table(scores),
+            **summary(scores),
             "sessions": scores,
             "configuration": {
+                "command": "evaluate",
                 "model": arguments.model,
                 "dataset": arguments.dataset,
-                "split": arguments.split,
+                "split": split,
+                "alf": arguments.alf and str(arguments.alf),
                 "data_fingerprint": recordings.fingerprint,
             },
             **environment(),
         },
     )
-    print_scores(scores)
+    names = dict.fromkeys(name for metrics in scores.values() for name in metrics)
+    for group, metrics in grouped(names).items():
+        print(f"{TITLES[group]}\n\n{text_table(score_table(scores, metrics), heading_width=10)}\n")
+
+
+def score_true_rates(
+    alf: Path, recordings: Recordings, split: str, processor: NEDSProcessor
+) -> dict[str, dict[str, float]]:
+    """What the true rates of simulated neurons reach on the trials of a split.
+
+    Returns:
+        Session to `attainable_bits_per_spike`, of the rates given the choice, block, wheel and whiskers of the
+        trial, which no encoding beats but by chance, and `attainable_bits_per_spike_given_everything` that drove
+        the neurons.
+
+    Raises:
+        NEDSError: There are no true rates of a session, or they are of another trial window.
+    """
+    there = (NUM_BINS, BIN_SIZE_S, WINDOW_START_S, "stimOn_times")
+    found = (processor.num_bins, processor.bin_size_s, processor.window_start_s, processor.align_event)
+    if found != there:
+        raise NEDSError(
+            f"the true rates in {alf} have (bins, bin size, window start, event) {there}, "
+            f"{recordings.source} has {found}"
+        )
+    reached = {}
+    for session in recordings.session_ids:
+        trials = recordings.trials(session, split)
+        rates = read_true_rates(
+            alf / "ground_truth" / f"{session}.npz", trials.trial_index, recordings.unit_ids(session)
+        )
+        reached[session] = {
+            name: score_predictions({"log_rates": rates[given]}, trials)["bits_per_spike"]
+            for name, given in (
+                ("attainable_bits_per_spike", "log_rates_behavior"),
+                ("attainable_bits_per_spike_given_everything", "log_rates_full"),
+            )
+        }
+    return reached

@@ -11,6 +11,7 @@ COMMANDS = {
     "pretrain": "train a model on many sessions",
     "finetune": "adapt a model to a new animal",
     "evaluate": "score a model on a split of a dataset",
+    "report": "any runs side by side, on one HTML page",
     "predict": "write predicted spikes or behaviours",
     "convert": "a checkpoint of the published code to a model folder",
     "demo": "the whole way on simulated mice, with a report",

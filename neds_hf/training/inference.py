@@ -43,6 +43,14 @@ def sums_of(processor: NEDSProcessor, session: str) -> SessionSums:
     )
 
 
+def by_session(processor: NEDSProcessor, batch: dict) -> Iterator[tuple[str, np.ndarray, int]]:
+    """Each session of a batch, the rows of its trials, and its number of units."""
+    index = batch["session_index"].numpy()
+    for place in np.unique(index):
+        rows = np.flatnonzero(index == place)
+        yield processor.session_ids[place], rows, int(batch["unit_mask"][rows[0]].sum())
+
+
 def score_batches(
     model: NEDSModel, processor: NEDSProcessor, batches: Iterator[dict]
 ) -> tuple[dict[str, SessionSums], dict[str, float], int]:
@@ -52,7 +60,6 @@ def score_batches(
         Session to the sums of its trials; the sum over trials of the encoding loss and of the decoding loss,
         with the loss of each modality; the number of trials.
     """
-    session_ids = processor.session_ids
     behaviors = processor.behaviors
     sums, losses, num_trials = {}, {}, 0
     for batch in batches:
@@ -67,14 +74,9 @@ def score_batches(
             losses[name] = losses.get(name, 0.0) + size * float(loss)
         log_rates = encoded.log_rates.cpu().numpy()
         counts = batch["spike_counts"].numpy()
-        num_units = batch["unit_mask"].sum(1).numpy()
-        index = batch["session_index"].numpy()
-        for place in np.unique(index):
-            session = session_ids[place]
+        for session, rows, units in by_session(processor, batch):
             if session not in sums:
                 sums[session] = sums_of(processor, session)
-            rows = np.flatnonzero(index == place)
-            units = num_units[rows[0]]
             sums[session].add_spikes(log_rates[rows, :, :units], counts[rows, :, :units])
             for name, classes in behaviors.items():
                 shown = rows[batch["available"][name].numpy()[rows]]
@@ -96,6 +98,36 @@ def score(
         session: sums[session].metrics(processor.mean_counts(session))
         for session in processor.session_ids
         if session in sums
+    }
+
+
+def score_single_behaviors(
+    model: NEDSModel, processor: NEDSProcessor, loader: DataLoader, progress: str = ""
+) -> dict[str, dict[str, float]]:
+    """Encoding from each behaviour alone, the others missing, as in the paper.
+
+    Returns:
+        Session to `bits_per_spike_from_<behavior>`, over the trials that have the behaviour, whose mean counts are
+        the null; NaN where no trial has it.
+    """
+    sums = {}
+    for batch in tqdm(loader, desc=progress, disable=not progress):
+        counts = batch["spike_counts"].numpy()
+        for name in processor.behaviors:
+            alone = {other: there & (other == name) for other, there in batch["available"].items()}
+            output = translate(model, {**batch, "available": alone}, "encoding")
+            log_rates = output.log_rates.cpu().numpy()
+            for session, rows, units in by_session(processor, batch):
+                of_session = sums.setdefault(session, {})
+                if name not in of_session:
+                    of_session[name] = sums_of(processor, session)
+                shown = rows[alone[name].numpy()[rows]]
+                of_session[name].add_spikes(log_rates[shown, :, :units], counts[shown, :, :units])
+    return {
+        session: {
+            f"bits_per_spike_from_{name}": of_session[name].metrics()["bits_per_spike"] for name in of_session
+        }
+        for session, of_session in sums.items()
     }
 
 

@@ -1,0 +1,144 @@
+"""``neds report``: any runs side by side, on one HTML page."""
+
+import argparse
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from neds_hf.analysis.report import text_table, write_report
+from neds_hf.analysis.runs import Run, cautions, differences, means_of, read_runs, shared_sessions, values_of
+from neds_hf.analysis.summary import grouped, is_headline, metric_label
+from neds_hf.errors import NEDSError
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="neds report",
+        description="Put runs side by side on one HTML page: means over the sessions that all of them score, "
+        "every session, training curves, settings that differ.",
+    )
+    parser.add_argument(
+        "runs",
+        nargs="+",
+        type=Path,
+        metavar="DIR",
+        help="model folder, folder of one baseline or of several, file of `neds evaluate`, or folder of models of "
+        "different sessions, which together are one run",
+    )
+    parser.add_argument("--names", nargs="+", help="a name for each DIR (default: its own)")
+    parser.add_argument("--output", type=Path, required=True, help="HTML file to write")
+    arguments = parser.parse_args(argv)
+    names = arguments.names or [None] * len(arguments.runs)
+    if len(names) != len(arguments.runs):
+        raise NEDSError(f"--names has {len(names)} names for {len(arguments.runs)} DIR")
+    if missing := [name for name in ("matplotlib", "jinja2") if importlib.util.find_spec(name) is None]:
+        raise NEDSError(f"a report needs {', '.join(missing)}: pip install 'neds_hf[report]'")
+    runs = [run for path, name in zip(arguments.runs, names) for run in read_runs(path, name)]
+    names = [run.name for run in runs]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise NEDSError(f"several runs are called {', '.join(twice)}; --names gives them others")
+
+    shared, metrics = shared_sessions(runs), metrics_of(runs)
+    headlines = [name for name in metrics if is_headline(name)]
+    sections = []
+    if said := cautions(runs):
+        print(*said, sep="\n", end="\n\n")
+        sections.append(("Before comparing", "\n\n".join(said), None, None))
+    if shared:
+        about, means = about_means(runs, headlines, shared), labelled(means_of(runs, headlines, shared))
+        print(about, text_table(means, heading_width=14), sep="\n\n", end="\n\n")
+        sections.append(("Result", about, means, None))
+        if len(runs) > 1:
+            sections.append(every_session(runs, headlines, shared))
+        for group, names in grouped(metrics).items():
+            if more := [name for name in names if not is_headline(name)]:
+                sections.append((f"More of {group}", "", labelled(means_of(runs, more, shared)), None))
+    if any(run.history for run in runs):
+        sections.append(training(runs))
+    if not (different := differences(runs)).empty:
+        sections.append(("Settings that differ", ABOUT_SETTINGS, different.rename_axis("setting"), None))
+    sections.append(provenance(runs))
+    for session in dict.fromkeys(session for run in runs for session in run.scores):
+        sections.append((f"Session {session}", "", labelled(scores_of(runs, headlines, session)), None))
+    title = ", ".join(run.name for run in runs) if len(runs) < 5 else f"{len(runs)} runs side by side"
+    write_report(arguments.output, title, sections)
+    print(f"{arguments.output} shows more.")
+
+
+ABOUT_SETTINGS = (
+    "Those that are not the same in all runs that have them, and those that only some runs of a command name: "
+    "in the others they have their default."
+)
+
+
+def metrics_of(runs: list[Run]) -> list[str]:
+    """Metrics that some run has in some session."""
+    everything = (item for run in runs for scores in run.scores.values() for item in scores.items())
+    return list(dict.fromkeys(name for name, value in everything if np.isfinite(value)))
+
+
+def labelled(table: pd.DataFrame) -> pd.DataFrame:
+    return table.rename(columns=metric_label).rename_axis("run")
+
+
+def about_means(runs: list[Run], metrics: list[str], shared: list[str]) -> str:
+    """What the table of means is of."""
+    what = f"Mean ± standard error over the {len(shared)} sessions" if len(shared) > 1 else "The one session"
+    text = (
+        f"{what} that {'all runs score' if len(runs) > 1 else 'the run scores'}, "
+        f"{' and '.join(dict.fromkeys(run.split for run in runs))} trials. Bits/spike measure encoding, spikes "
+        "predicted from behaviour; R² and accuracy decoding, behaviour predicted from spikes. Higher is better, "
+        "the best is bold, – is not predicted or not defined."
+    )
+    numbers = {metric: len(values_of(runs, metric, shared)) for metric in metrics}
+    if fewer := [f"{metric_label(name)} {n}" for name, n in numbers.items() if n < len(shared)]:
+        text += f" Some metrics are not defined in all of these sessions, but in fewer: {', '.join(fewer)}."
+    return text
+
+
+def every_session(runs: list[Run], metrics: list[str], shared: list[str]) -> tuple:
+    """The figure of the sessions."""
+    from neds_hf.analysis.figures import paired_sessions  # needs matplotlib
+
+    text = "A line is a session; diamonds are the means, with their standard errors."
+    figure = paired_sessions({metric: values_of(runs, metric, shared) for metric in metrics})
+    return "Session by session", text, None, figure
+
+
+def training(runs: list[Run]) -> tuple:
+    """Curves of the runs that have them."""
+    from neds_hf.analysis.figures import training_curves  # needs matplotlib
+
+    text = (
+        "Validation metrics are means over the sessions that a run was trained on; a run of several models has a "
+        "line for each. The validation loss is encoding plus decoding, the training loss that of one masking "
+        "scheme a trial: do not compare the two."
+    )
+    return "Training", text, None, training_curves({run.name: run.history for run in runs if run.history})
+
+
+def provenance(runs: list[Run]) -> tuple:
+    """Where each run came from."""
+    rows = {}
+    for run in runs:
+        fingerprints = list(run.fingerprints.values())
+        rows[run.name] = {
+            "command": run.settings.get("command"),
+            "sessions": len(run.scores),
+            "hardware": run.hardware or None,
+            "minutes": None if np.isnan(run.seconds) else f"{run.seconds / 60:.1f}",
+            "data fingerprint": f"{len(fingerprints)} different"
+            if fingerprints[1:]
+            else "".join(fingerprints),
+            "read from": str(run.path),
+        }
+    text = "Minutes are from start to finish, interruptions included."
+    return "Runs", text, pd.DataFrame.from_dict(rows, orient="index").rename_axis("run"), None
+
+
+def scores_of(runs: list[Run], metrics: list[str], session: str) -> pd.DataFrame:
+    """Metrics of one session: a row a run that scores it."""
+    rows = {run.name: run.scores[session] for run in runs if session in run.scores}
+    return pd.DataFrame.from_dict(rows, orient="index").reindex(columns=metrics).astype(float)
