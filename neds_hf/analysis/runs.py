@@ -161,8 +161,7 @@ def cautions(runs: list[Run]) -> list[str]:
     if unknown:
         said.append(
             f"Whether these are all of the same data cannot be told: {', '.join(dict.fromkeys(unknown))}. A "
-            "fingerprint is of all sessions of a run together, and these runs had other sessions besides, or have "
-            "no fingerprint."
+            "fingerprint is of all sessions of a model together, and these had not the same ones, or have none."
         )
     return said
 
