@@ -62,7 +62,7 @@ def test_importing_the_package_loads_nothing_heavy():
 
 
 def test_the_core_needs_neither_one_nor_plotting():
-    blocked = ("one", "iblatlas", "iblutil", "matplotlib", "jinja2")
+    blocked = ("one", "iblatlas", "iblutil", "matplotlib", "jinja2", "optuna", "ray")
     core = [
         *("models", "training.trainer", "training.fit", "data.collator", "data.builder", "data.alf"),
         *("metrics.functional", "metrics.sums", "analysis.baselines"),
@@ -76,7 +76,9 @@ def test_only_declared_packages_are_imported():
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
     declared = {Requirement(text).name.lower() for text in [*project["dependencies"], *extras["ibl"]]}
-    declared |= {Requirement(text).name.lower() for text in extras["report"]}
+    declared |= {
+        Requirement(text).name.lower() for name in ("report", "search", "ray") for text in extras[name]
+    }
     names = {"one-api": "one", "pyyaml": "yaml", "scikit-learn": "sklearn"}
     allowed = {names.get(name, name) for name in declared} | {"neds_hf", *sys.stdlib_module_names}
     used = {module.split(".")[0] for file in PACKAGE.rglob("*.py") for module in imports(file)}
