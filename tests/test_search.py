@@ -115,8 +115,8 @@ def test_tpe_draws_near_what_was_good(tmp_path):
     def near(params):
         return -((params["x"] - 0.3) ** 2)
 
-    tpe = [params["x"] for params in drawn(tmp_path, 20, "tpe", value=near)]
-    assert np.abs(np.array(tpe[10:]) - 0.3).mean() < 0.15  # evenly drawn: 0.29
+    tpe = [params["x"] for params in drawn(tmp_path, 30, "tpe", value=near)]
+    assert np.abs(np.array(tpe[10:]) - 0.3).mean() < 0.2  # evenly drawn: 0.29
 
 
 # --- one model after the other ---
