@@ -1,6 +1,7 @@
 """`neds search`: tiny real searches, every flag of its own, kills, and what is wrong with its arguments."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -16,11 +17,14 @@ import pytest
 import yaml
 from optuna.samplers import TPESampler
 from small_dataset import TRAINING, write_dataset
+from test_push import hub
 
 from neds_hf.cli.main import main
 from neds_hf.cli.search import NUM_MODELS, RANGES, FinetuneSearch, PretrainSearch
 from neds_hf.training.search import SAMPLERS
 from neds_hf.training.sessions import load_model
+
+__all__ = ["hub"]  # a fixture
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 RECIPE = REPOSITORY / "examples/configs/search.yaml"
@@ -244,6 +248,20 @@ def test_the_lowest_loss_can_be_what_is_best(dataset, tmp_path):
     assert run_of(tmp_path)["results"]["best_validation"] == table["value"].min() > 0
 
 
+def test_only_the_best_is_pushed(dataset, tmp_path, hub):
+    argv = arguments(dataset, tmp_path / "out", "--trials", 2, "--push_to_hub", "--hub_model_id", "lab/neds")
+    environment = {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
+    done = subprocess.run(
+        [sys.executable, REPOSITORY / "examples/search.py", *argv, "--hub_token", "hf_none"],
+        env=os.environ | environment | {"HF_HOME": str(tmp_path / "home")},
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert len(hub.commits) == 1 and "model.safetensors" in hub.commits[0]
+
+
 # --- kills ---
 
 
@@ -406,6 +424,23 @@ def test_ray_trains_the_same_models(dataset, tmp_path, whole):
     columns = ["state", "value", "hidden_size", "num_hidden_layers", "learning_rate"]
     assert table[columns].equals(pd.read_csv(expected / "trials.csv", dtype={"hidden_size": str})[columns])
     assert (tmp_path / "out/best/metrics.json").read_text() == (expected / "best/metrics.json").read_text()
+
+
+@pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed")
+@pytest.mark.timeout(600)
+def test_on_ray_bad_models_are_stopped_and_impossible_ones_fail(dataset, tmp_path):
+    space = "{learning_rate: {choices: [1e-2, 1e-12]}, num_attention_heads: {choices: [2, 3]}}"
+    options = ["--pruner", "halving", "--num_train_epochs", 8, "--seed", 1, "--trials", 6]
+    argv = arguments(dataset, tmp_path, *options, "--backend", "ray", "--space", space)
+    argv.remove("num_attention_heads=2")
+    assert main(["search", *argv]) == 0
+    table = pd.read_csv(tmp_path / "trials.csv")
+    assert ((table["state"] == "fail") == (table["num_attention_heads"] == 3)).all()
+    assert (
+        table["reason"].dropna().str.contains("hidden_size 64 is not a multiple of twice the 3 heads").all()
+    )
+    assert set(table["state"]) == {"complete", "pruned", "fail"}
+    assert table["learning_rate"][table["value"].idxmax()] == 1e-2
 
 
 @pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed")

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import optuna
 import ray
+import torch
 from optuna.trial import Trial
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, MedianStoppingRule
 
+from neds_hf.errors import NEDSError
 from neds_hf.training.search import PRUNE_FROM, Reports, Train, place_of, results_of, settings_of, tell
 
 SCHEDULERS = {
@@ -50,7 +52,13 @@ def search_on_ray(
         def report(value: float, percent: int) -> None:
             tune.report({"value": value, "percent": percent})
 
-        train(config["model"]["settings"], place_of(folder, config["model"]["number"]), [Reports(report)])
+        reason = None
+        try:
+            train(config["model"]["settings"], place_of(folder, config["model"]["number"]), [Reports(report)])
+        except (NEDSError, torch.OutOfMemoryError) as error:
+            reason = " ".join(str(error).split())
+        if reason:
+            raise NEDSError(reason)  # without its cause, which may not be picklable
 
     class Tell(tune.Callback):
         def on_trial_complete(self, iteration, trials, trial, **info):
@@ -60,15 +68,11 @@ def search_on_ray(
                 model.report(trial.last_result["value"], trial.last_result["percent"])
             tell(study, model, folder, num_models, stopped)
 
-        def on_trial_error(self, iteration, trials, trial, **info):
-            model = left.pop(trial.config["model"]["number"])
-            tell(study, model, folder, num_models, reason=str(trial.get_error()))
-
     if not ray.is_initialized():
         ray.init(log_to_driver=False)
     gpus = 1 if ray.cluster_resources().get("GPU") else 0
     shutil.rmtree(folder / "ray", ignore_errors=True)
-    tune.Tuner(
+    tuner = tune.Tuner(
         tune.with_resources(train_one, {"cpu": 1, "gpu": gpus}),
         param_space={
             "model": tune.grid_search(
@@ -83,6 +87,10 @@ def search_on_ray(
         run_config=tune.RunConfig(
             storage_path=str((folder / "ray").resolve()), name="search", callbacks=[Tell()], verbose=0
         ),
-    ).fit()
+    )
+    for result in tuner.fit():
+        if result.error is not None:
+            *_, reason = str(result.error).strip().splitlines()  # the last line of a traceback
+            tell(study, left.pop(result.config["model"]["number"]), folder, num_models, reason=reason)
     if left:
         raise KeyboardInterrupt
