@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from scipy.ndimage import gaussian_filter1d
 from torch.nn import functional as F
 
 from neds_hf.models import NEDSConfig, NEDSModel
@@ -12,14 +13,20 @@ BINS = 10
 UNITS = {"a": 7, "b": 12}
 # One token a bin and categorical behaviour tokens a bin, as in the paper; several bins and one token; and the
 # latter with units read in by their readout rows, which is what the `tiny` preset does. `mlp` is the published
-# code's.
+# code's; `smooth` reads spikes smoothed.
 STYLES = {
     "paper": {"bins_per_token": 1, "categorical_tokens": "bin"},
     "tiny": {"bins_per_token": 5, "categorical_tokens": "trial"},
     "tied": {"bins_per_token": 5, "categorical_tokens": "trial", "tied_units": True},
     "mlp": {"bins_per_token": 1, "categorical_tokens": "bin", "tokenizer": "mlp"},
+    "smooth": {
+        "bins_per_token": 2,
+        "categorical_tokens": "trial",
+        "tied_units": True,
+        "spike_smoothing": 1.5,
+    },
 }
-TOKENS = {"paper": 5 * BINS, "mlp": 5 * BINS, "tiny": 3 * 2 + 2, "tied": 3 * 2 + 2}
+TOKENS = {"paper": 5 * BINS, "mlp": 5 * BINS, "smooth": 3 * 5 + 2, "tiny": 3 * 2 + 2, "tied": 3 * 2 + 2}
 CONTINUOUS = ("wheel_speed", "whisker_motion_energy")
 
 
@@ -604,6 +611,7 @@ GOLDEN = {
     "tiny": (7.271412, 38.534351),
     "tied": (9.101213, 22.217579),
     "mlp": (5.365993, 10.613115),
+    "smooth": (6.314084, 40.605148),
 }
 
 
@@ -743,6 +751,34 @@ def test_tied_units_enter_as_the_gradient_of_the_likelihood_that_their_readout_s
     handle.remove()
     torch.testing.assert_close(seen[0][0], latent.grad, rtol=1e-4, atol=1e-4)
     assert not hasattr(model, "unit_embedding")
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_smoothing_is_a_gaussian_over_the_bins_that_are_shown(tied):
+    """Oracle: scipy's filter, whose kernel, cut at the edges, is normalised by what is left of it."""
+    model = make_model("paper", spike_smoothing=1.2, tied_units=tied)
+    batch = make_batch([1])
+    hidden = {"spikes": torch.zeros(1, BINS, dtype=torch.bool)}
+    hidden["spikes"][0, [2, 3]] = True
+    seen = []
+    model.spike_patch.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    rows = model.unit_rows("b")
+    with torch.no_grad():
+        model(**batch, hidden=hidden, return_loss=False)
+        counts = batch["spike_counts"][0].double()
+        if tied:
+            weights = model.unit_readout.weight[rows]
+            counts = counts - model.unit_bias.weight[rows, 0].exp()
+        else:
+            weights, counts = model.unit_embedding.weight[rows], counts.sqrt()
+    counts = counts.detach()
+    counts[[2, 3]] = 0
+
+    def smooth(values):
+        return gaussian_filter1d(values, 1.2, axis=0, mode="constant", truncate=10)
+
+    expected = smooth(counts.numpy()) / smooth(np.ones((BINS, 1)))
+    np.testing.assert_allclose(seen[0][0], expected @ weights.detach().numpy(), rtol=1e-4, atol=1e-5)
 
 
 def test_a_model_without_sessions_can_be_given_its_first():

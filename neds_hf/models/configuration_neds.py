@@ -87,6 +87,9 @@ class NEDSConfig(PreTrainedConfig):
         code's initial weights.
     tokenizer_width (`int`, *optional*):
         Inner width of the spikes' `"mlp"` tokenizer. Default: twice the largest unit count, as published.
+    spike_smoothing (`float`, defaults to 0.0):
+        Standard deviation, in bins, of the Gaussian by which the spikes that go in are smoothed; what is to be
+        predicted stays as it is, and what is hidden leaks into no other bin.
     tied_units (`bool`, defaults to `False`):
         Read spikes in by the rows of the readout, instead of rows of their own (paper): what encoding learns of
         a unit then serves decoding, and a unit has half the parameters.
@@ -141,6 +144,7 @@ class NEDSConfig(PreTrainedConfig):
     unit_dropout: float | int = 0.0
     tokenizer: str = "linear"
     tokenizer_width: int | None = None
+    spike_smoothing: float | int = 0.0
     tied_units: bool = False
     temporal_embedding: bool = True
     rope_theta: float | int = 10000.0
@@ -190,6 +194,8 @@ class NEDSConfig(PreTrainedConfig):
             raise ValueError(
                 f"single_behavior_probability must be from 0 to 1, not {self.single_behavior_probability}"
             )
+        if self.spike_smoothing < 0:
+            raise ValueError(f"spike_smoothing must not be negative, but is {self.spike_smoothing}")
         if self.initial_mean_count <= 0:
             raise ValueError(f"initial_mean_count must be positive, not {self.initial_mean_count}")
         if self.num_bins % self.bins_per_token:

@@ -559,7 +559,10 @@ class NEDSModel(PreTrainedModel):
     def _tokenize(self, session_index, spike_counts, unit_mask, behaviors, available, hidden):
         """Tokens (B, L, H) of all modalities, and the attention mask: None where every token is attended."""
         config, dtype = self.config, self.unit_readout.weight.dtype
-        batch_size = len(spike_counts)
+        batch_size, tokens = len(spike_counts), config.tokens_per_trial
+        hidden_tokens = {
+            name: mask.reshape(batch_size, tokens[name], -1).any(-1) for name, mask in hidden.items()
+        }
         rows = self._unit_indices(session_index, unit_mask)
         counts = spike_counts.to(dtype).masked_fill(~unit_mask[:, None], 0.0)
         if config.tokenizer == "mlp":
@@ -574,8 +577,9 @@ class NEDSModel(PreTrainedModel):
             counts = counts.sqrt()  # evens out the variance of Poisson counts
         if self.training and config.unit_dropout:
             counts = counts * F.dropout(torch.ones_like(counts[:, :1]), config.unit_dropout)
+        if config.spike_smoothing:
+            counts = self._smoothed(counts, hidden_tokens.get("spikes"))
         spikes = counts @ weights
-        tokens = config.tokens_per_trial
         if config.tokenizer == "mlp":
             spikes = F.softsign(spikes + self.session_spike_bias(session_index)[:, None])
             spikes = self.session_spike_projection(spikes, session_index)
@@ -606,9 +610,8 @@ class NEDSModel(PreTrainedModel):
                     embedding
                     + self.temporal_embedding.weight.view(len(tokens), -1, config.hidden_size)[place]
                 )
-            is_hidden = torch.zeros(batch_size, tokens[name], dtype=torch.bool, device=feature.device)
-            if name in hidden:
-                is_hidden = hidden[name].reshape(batch_size, tokens[name], -1).any(-1)
+            nothing = torch.zeros(batch_size, tokens[name], dtype=torch.bool, device=feature.device)
+            is_hidden = hidden_tokens.get(name, nothing)
             is_available = torch.ones_like(is_hidden)
             if name in available:
                 is_available = available[name][:, None].expand_as(is_hidden)
@@ -623,6 +626,15 @@ class NEDSModel(PreTrainedModel):
             flash = "flash" in config._attn_implementation
             attention_mask = attended if flash else attended[:, None, None]
         return self.dropout(torch.cat(states, 1)), attention_mask
+
+    def _smoothed(self, counts, hidden_tokens):
+        """(B, T, N) smoothed over bins; those of hidden tokens count as zero, so that they leak nowhere."""
+        if hidden_tokens is not None:
+            hidden = hidden_tokens.repeat_interleave(self.config.bins_per_token, 1)
+            counts = counts.masked_fill(hidden[..., None], 0.0)
+        bins = torch.arange(counts.shape[1], device=counts.device, dtype=torch.float32)
+        kernel = torch.exp(-((bins[:, None] - bins) ** 2) / (2 * self.config.spike_smoothing**2))
+        return (kernel / kernel.sum(1, keepdim=True)).to(counts.dtype) @ counts
 
     def _read_out(self, session_index, unit_mask, states):
         """`log_rates` (B, T, N) and `predictions`, in float32."""
