@@ -52,6 +52,7 @@ def test_every_option_reaches_the_conversion(cache):
         "reaction_time_s": [0.1, 1.0],
         "trial_split": "blocked",
         "seed": 7,
+        "fold": 1,
         "whisker_camera": "right",
     }
     (row, _) = load(cache, "sessions", split="train", **options)
@@ -62,11 +63,11 @@ def test_every_option_reaches_the_conversion(cache):
         3,
     )
     assert (
-        '"reaction_time_s": [0.1, 1.0], "split": "blocked", "seed": 7, "whisker_camera": "right"'
+        '"reaction_time_s": [0.1, 1.0], "split": "blocked", "seed": 7, "fold": 1, "whisker_camera": "right"'
         in row["provenance"]
     )
     trials = load(cache, split="test", **options)
-    assert trials["trial_index"][:2] == [10, 11]
+    assert trials["trial_index"] == [7, 8, 9]
 
 
 def test_a_changed_cache_is_not_served_stale(cache):

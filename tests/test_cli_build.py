@@ -131,6 +131,12 @@ def test_split_and_seed_choose_the_trials(arrays, tmp_path):
         == default
         != test_trials("1", "--seed", "1")
     )
+    assert test_trials("fold", "--split", "blocked", "--fold", "2") == [8, 9, 10, 11]
+
+
+def test_a_fold_that_does_not_exist_is_refused(arrays, tmp_path, capsys):
+    assert run("build", [str(tmp_path / "out"), "--arrays", str(arrays[0]), "--fold", "5"]) == 2
+    assert "fold must be 0 to 4, not 5" in capsys.readouterr().err
 
 
 def test_named_behaviors_of_arrays_become_columns(arrays, tmp_path):

@@ -293,6 +293,24 @@ def test_session_ids_must_be_unique_file_names(tmp_path, sessions, message):
         convert(tmp_path, [source(session) for session in sessions], OPTIONS, BEHAVIORS)
 
 
+@pytest.mark.parametrize("how", ["random", "blocked"])
+@pytest.mark.parametrize("num_trials", [10, 13, 294])
+def test_the_test_parts_of_the_folds_hold_every_trial_once(how, num_trials):
+    parts = [split_of_trials("s", num_trials, how, seed=1, fold=fold) for fold in range(5)]
+    tested = np.concatenate([np.flatnonzero(part == "test") for part in parts])
+    assert sorted(tested) == list(range(num_trials))
+    for part in parts:
+        assert (part == "validation").sum() == max(1, round(num_trials / 10))
+        assert abs((part == "test").sum() - num_trials / 5) < 1
+    assert parts[0].tolist() == split_of_trials("s", num_trials, how, seed=1).tolist()
+
+
+def test_folds_of_a_blocked_split_move_round():
+    letters = {"train": "t", "validation": "v", "test": "x"}
+    folds = ["".join(letters[s] for s in split_of_trials("s", 10, "blocked", fold=fold)) for fold in range(5)]
+    assert folds == ["tttttttvxx", "tttttvxxtt", "tttvxxtttt", "tvxxtttttt", "xxtttttttv"]
+
+
 def test_a_blocked_split_keeps_trials_in_time_order(tmp_path):
     counts = np.full((10, 2, 3), 5, np.uint8)
     read = partial(recording, spike_counts=counts)

@@ -9,7 +9,7 @@ from pathlib import Path
 from neds_hf.cli.config import use_config
 from neds_hf.data.arrays import array_sources, has_reaction_times
 from neds_hf.data.builder import BEHAVIORS, one_sources, open_openalyx
-from neds_hf.data.schema import CAMERAS, ConversionOptions
+from neds_hf.data.schema import CAMERAS, NUM_FOLDS, ConversionOptions
 from neds_hf.data.storage import convert, summary
 from neds_hf.errors import NEDSError
 
@@ -29,6 +29,7 @@ def main(argv: list[str] | None = None) -> None:
         "min_rate_hz": args.min_rate,
         "split": args.split,
         "seed": args.seed,
+        "fold": args.fold,
         "whisker_camera": args.whisker_camera,
     }
     options = ConversionOptions(**{name: value for name, value in given.items() if value is not None})
@@ -147,6 +148,13 @@ def parser() -> argparse.ArgumentParser:
         "blocked: contiguous in time)",
     )
     parser.add_argument("--seed", type=int, help=f"changes the random split (default {default.seed})")
+    parser.add_argument(
+        "--fold",
+        type=int,
+        metavar="K",
+        help=f"which fifth of the trials is the test part, 0 to {NUM_FOLDS - 1}, for cross-validation "
+        f"(default {default.fold})",
+    )
     parser.add_argument(
         "--whisker-camera",
         choices=CAMERAS,

@@ -119,6 +119,7 @@ class IBLConfig(BuilderConfig):
     reaction_time_s: tuple[float, float] = ConversionOptions.reaction_time_s
     trial_split: str = ConversionOptions.split
     seed: int = ConversionOptions.seed
+    fold: int = ConversionOptions.fold
     whisker_camera: str = ConversionOptions.whisker_camera
 
     @property
@@ -131,6 +132,7 @@ class IBLConfig(BuilderConfig):
             reaction_time_s=tuple(self.reaction_time_s),
             split=self.trial_split,
             seed=self.seed,
+            fold=self.fold,
             whisker_camera=self.whisker_camera,
         )
 

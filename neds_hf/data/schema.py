@@ -13,7 +13,8 @@ from datasets import ClassLabel, Features, List, Value
 from neds_hf.errors import NEDSError
 
 SPLITS = ("train", "validation", "test")
-SPLIT_FRACTIONS = (0.7, 0.1, 0.2)
+NUM_FOLDS = 5  # a test part is one of them
+VALIDATION_FRACTION = 0.1
 CONFIGS = ("trials", "units", "sessions")
 CAMERAS = ("left", "right")
 
@@ -38,6 +39,7 @@ class ConversionOptions:
         reaction_time_s: Trials whose first movement comes earlier or later after the stimulus are dropped.
         split: `"random"` (paper) or `"blocked"` (contiguous in time).
         seed: Changes the random split.
+        fold: 0 to 4: which fifth of the trials is the test part; the five together hold every trial once.
         whisker_camera: `"left"` or `"right"`, the camera of the whisker motion energy; the other one where it has
             none.
     """
@@ -49,6 +51,7 @@ class ConversionOptions:
     reaction_time_s: tuple[float, float] = (0.08, 2.0)
     split: str = "random"
     seed: int = 0
+    fold: int = 0
     whisker_camera: str = "left"
 
     def __post_init__(self) -> None:
@@ -60,6 +63,8 @@ class ConversionOptions:
             raise NEDSError(f"window {self.window_s} s is not a whole number of {self.bin_size_s} s bins")
         if self.split not in ("random", "blocked"):
             raise NEDSError(f"split must be 'random' or 'blocked', not {self.split!r}")
+        if self.fold not in range(NUM_FOLDS):
+            raise NEDSError(f"fold must be 0 to {NUM_FOLDS - 1}, not {self.fold}")
         if self.whisker_camera not in CAMERAS:
             raise NEDSError(f"the whisker camera must be 'left' or 'right', not {self.whisker_camera!r}")
         if self.min_rate_hz < 0:
@@ -190,21 +195,24 @@ def behaviors_of(features: Features) -> dict[str, tuple[str, ...] | None]:
     }
 
 
-def split_of_trials(session: str, num_trials: int, how: str = "random", seed: int = 0) -> np.ndarray:
+def split_of_trials(
+    session: str, num_trials: int, how: str = "random", seed: int = 0, fold: int = 0
+) -> np.ndarray:
     """Split of every kept trial: (trials,) array of `"train"`, `"validation"`, `"test"`, 70/10/20 %.
 
-    Depends on the session id and the seed only, never on the order of conversion. `"blocked"` keeps trials
-    contiguous in time: train, then validation, then test.
+    Depends on the session id, the seed and the fold only, never on the order of conversion. `"blocked"` keeps
+    the parts contiguous in time: in fold 0 train, then validation, then test, in the others moved round.
 
     Raises:
         NEDSError: Fewer than 10 trials: no split of 70/10/20 % leaves every part a trial.
     """
     if num_trials < 10:
         raise NEDSError(f"{session}: {num_trials} trials are left, at least 10 are needed to split them")
-    num_test = round(SPLIT_FRACTIONS[2] * num_trials)
-    num_validation = max(1, round(SPLIT_FRACTIONS[1] * num_trials))
-    num_train = num_trials - num_validation - num_test
-    labels = np.repeat(np.array(SPLITS), [num_train, num_validation, num_test])
+    after, with_it = (round(part * num_trials / NUM_FOLDS) for part in (fold, fold + 1))
+    num_validation = max(1, round(VALIDATION_FRACTION * num_trials))
+    num_train = num_trials - num_validation - (with_it - after)
+    labels = np.repeat(np.array(SPLITS), [num_train, num_validation, with_it - after])
+    labels = np.roll(labels, -after)
     if how == "blocked":
         return labels
     digest = hashlib.sha256(f"{session}/{seed}".encode()).digest()

@@ -330,7 +330,7 @@ def session_tables(
     _check_fits_dataset(recording, options, behaviors)
     counts = recording.spike_counts
     session, (trials, bins, _) = recording.session, counts.shape
-    splits = split_of_trials(session, trials, options.split, options.seed)
+    splits = split_of_trials(session, trials, options.split, options.seed, options.fold)
 
     train = counts[splits == "train"]
     rate_hz = train.sum(axis=(0, 1), dtype=np.int64) / (len(train) * bins * recording.bin_size_s)
