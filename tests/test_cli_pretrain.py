@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 from small_dataset import SIZES, TRAINING, pretrain_arguments, write_dataset
 
@@ -147,3 +148,25 @@ def test_the_help_lists_every_flag_with_its_meaning(capsys):
     for name, field in PretrainArguments.__dataclass_fields__.items():
         assert f"--{name}" in text and field.metadata["help"].split("(")[0].strip(". ") in text
     assert "--output" in text and "--seed" in text and "--push_to_hub" in text
+
+
+def test_validation_trials_can_be_trained_on_too(dataset, tmp_path):
+    """Means and scales are then of both parts; the last checkpoint is kept, as there is nothing to choose by."""
+    pretrain(dataset, tmp_path, "--train_splits", "train", "validation")
+    recordings = open_recordings(str(dataset))
+    parts = [recordings.trials("bob", split).spike_counts for split in ("train", "validation")]
+    expected = np.concatenate(parts).mean((0, 1))
+    np.testing.assert_allclose(load_model(str(tmp_path))[1].mean_counts("bob"), expected, atol=1e-6)
+    run = json.loads((tmp_path / "run.json").read_text())
+    assert run["configuration"]["train_splits"] == ["train", "validation"]
+    assert run["configuration"]["load_best_model_at_end"] is False
+    log = json.loads((tmp_path / "trainer_state.json").read_text())["log_history"]
+    assert not any("eval_loss" in entry for entry in log)
+    assert json.loads((tmp_path / "metrics.json").read_text())["mean"]["bits_per_spike"] is not None
+
+
+def test_a_split_to_train_on_that_is_not_there(dataset, tmp_path, capsys):
+    argv = [*pretrain_arguments(dataset, tmp_path / "out"), "--train_splits", "train", "later"]
+    with pytest.raises(SystemExit):
+        main(["pretrain", *argv])
+    assert "later" in capsys.readouterr().err

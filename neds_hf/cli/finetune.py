@@ -68,7 +68,7 @@ def main(argv: list[str] | None = None) -> None:
     use_config(parser, "finetune", argv, SETTABLE)
     arguments, args = parse_training_arguments(parser, argv)
     settings = parse_settings(arguments.set or [], SETTABLE)
-    recordings = open_recordings(arguments.dataset).only(arguments.session)
+    recordings = open_recordings(arguments.dataset).only(arguments.session).trained_on(args.train_splits)
     model, processor, configuration = prepare(recordings, args, arguments.model, arguments.strategy, settings)
     print_scores(fit(model, processor, recordings, args, configuration))
 

@@ -64,6 +64,7 @@ def main(argv: list[str] | None = None) -> None:
     recordings = open_recordings(arguments.dataset, arguments.dataset_config)
     if arguments.sessions:
         recordings = recordings.only(arguments.sessions)
+    recordings = recordings.trained_on(args.train_splits)
     model, processor, configuration = prepare(recordings, args, arguments.preset, values, arguments.scaling)
     print_scores(fit(model, processor, recordings, args, configuration))
 

@@ -33,6 +33,7 @@ PRESETS = {
         "bins_per_token": 10,
         "categorical_tokens": "trial",
         "tied_units": True,
+        "spike_smoothing": 2.0,
         "hidden_dropout": 0.1,
         "attention_dropout": 0.0,
         "unit_dropout": 0.2,

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 import torch
 from transformers import HfArgumentParser, TrainingArguments
 
+from neds_hf.data.schema import SPLITS
 from neds_hf.errors import NEDSError
 
 
@@ -13,7 +14,7 @@ class NEDSTrainingArguments(TrainingArguments):
     """All of `transformers.TrainingArguments`; the defaults below differ.
 
     The paper trains with AdamW, weight decay 0.01 and a one-cycle schedule with 15 % warm-up, which is what
-    `cosine` with warm-up draws; the model kept is the one with the best mean of the five metrics on validation.
+    `cosine` with warm-up draws; the model kept is the one with the best mean of the five metrics on validation, unless that is trained on.
     """
 
     output_dir: str = field(metadata={"help": "Folder of the run and of the model.", "aliases": ["--output"]})
@@ -31,6 +32,13 @@ class NEDSTrainingArguments(TrainingArguments):
     load_best_model_at_end: bool = field(default=True, metadata={"help": "Keep the best checkpoint."})
     metric_for_best_model: str | None = field(default="eval_mean", metadata={"help": "What best means."})
     greater_is_better: bool | None = field(default=True, metadata={"help": "Higher is better."})
+    train_splits: list[str] = field(
+        default_factory=lambda: ["train"],
+        metadata={
+            "help": "Splits to train on; with validation among them the last checkpoint is kept, not the best.",
+            "choices": list(SPLITS),
+        },
+    )
     dataloader_pin_memory: bool = field(
         default_factory=torch.cuda.is_available, metadata={"help": "Default: where there is a GPU."}
     )
@@ -41,6 +49,11 @@ class NEDSTrainingArguments(TrainingArguments):
     remove_unused_columns: bool = field(default=False, metadata={"help": "The collator needs the columns."})
     report_to: None | str | list[str] = field(default="none", metadata={"help": "Loggers."})  # noqa: RUF036
     hub_strategy: str = field(default="end", metadata={"help": "When to push, with --push_to_hub."})
+
+    def __post_init__(self):
+        if "validation" in self.train_splits:
+            self.eval_strategy, self.load_best_model_at_end = "no", False
+        super().__post_init__()
 
 
 def training_parser(kind: type, name: str, description: str) -> HfArgumentParser:

@@ -40,6 +40,7 @@ TRAINED_WITH = (
     "optim",
     "optim_args",
     "seed",
+    "train_splits",
     "warmup_steps",
     "weight_decay",
 )

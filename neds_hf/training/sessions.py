@@ -1,7 +1,7 @@
 """Sessions of a dataset and of a model: opening the one, and bringing the other new animals."""
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import datasets
@@ -62,6 +62,16 @@ class Recordings:
         if name not in self.splits or len(self.splits[name]) == 0:
             raise NEDSError(f"{self.source} has no split {name!r}; there are: {', '.join(self.splits)}")
         return self.splits[name]
+
+    def trained_on(self, splits: list[str]) -> "Recordings":
+        """The same trials, with these splits together as `train`.
+
+        Raises:
+            NEDSError: One of them is not there, or empty.
+        """
+        train = datasets.concatenate_datasets([self.split(name) for name in splits])
+        rest = {name: split for name, split in self.splits.items() if name not in {"train", *splits}}
+        return replace(self, splits={"train": train, **rest})
 
     def trials(self, session: str, split: str) -> SessionTrials:
         """Trials of one session in one split."""
