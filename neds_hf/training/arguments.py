@@ -14,7 +14,8 @@ class NEDSTrainingArguments(TrainingArguments):
     """All of `transformers.TrainingArguments`; the defaults below differ.
 
     The paper trains with AdamW, weight decay 0.01 and a one-cycle schedule with 15 % warm-up, which is what
-    `cosine` with warm-up draws; the model kept is the one with the best mean of the five metrics on validation, unless that is trained on.
+    `cosine` with warm-up draws; the model kept is the one with the best mean of the five metrics on validation,
+    unless that is trained on.
     """
 
     output_dir: str = field(metadata={"help": "Folder of the run and of the model.", "aliases": ["--output"]})
