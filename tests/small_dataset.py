@@ -23,7 +23,7 @@ BEHAVIORS = {**IBL_CLASSES, "wheel_speed": None, "whisker_motion_energy": None}
 
 SIZES = (
     "hidden_size=16 intermediate_size=32 num_hidden_layers=1 num_attention_heads=2 bins_per_token=5 "
-    "hidden_dropout=0 attention_dropout=0 unit_dropout=0 mask_ratio=0.3 tied_units=false "
+    "hidden_dropout=0 attention_dropout=0 unit_dropout=0 mask_ratio=0.3 tied_units=false spike_smoothing=0 "
     'loss_weights={"spikes":1.0} single_behavior_probability=0.5 '
     'scheme_weights={"encoding":1,"decoding":1,"within_modality":1,"cross_modal":1}'
 ).split()
