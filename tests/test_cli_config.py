@@ -184,7 +184,7 @@ def test_a_source_of_the_command_line_replaces_that_of_the_file(tmp_path):
         ("pretrain", "pretrain: {sessions: []}", "expected values, not []"),
         ("pretrain", "pretrain: {sessions: [[ann]]}", "expected values, not [['ann']]"),
         ("pretrain", "pretrain: {use_cpu: 3}", "use_cpu of section 'pretrain': Truthy value expected: got 3"),
-        ("pretrain", "pretrain: {preset: huge}", "'huge' is none of tiny, small, base"),
+        ("pretrain", "pretrain: {preset: huge}", "'huge' is none of tiny, compact, small, base"),
         ("pretrain", "pretrain: {set: mask_ratio=0.1}", "expected a mapping of names to values"),
         ("pretrain", "pretrain: {set: {hiden_size: 8}}", "not 'hiden_size=8'; the names are bins_per_token"),
         ("finetune", "finetune: {set: {hidden_size: 8}}", "not 'hidden_size=8'; the names are mask_ratio"),

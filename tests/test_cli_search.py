@@ -108,7 +108,7 @@ def test_the_best_on_validation_is_what_was_trained_anew(searched):
     metrics = (out / "best" / "metrics.json").read_text()
     assert metrics == (out / "trials" / f"{best:03d}" / "metrics.json").read_text()
     run = run_of(out)
-    assert run["configuration"]["command"] == "search" and run["configuration"]["preset"] == "tiny"
+    assert run["configuration"]["command"] == "search" and run["configuration"]["preset"] == "compact"
     assert run["configuration"]["seed"] == 3 and "learning_rate" not in run["configuration"]
     assert run["results"]["best"] == best and run["results"]["best_validation"] == table["value"][best]
     assert run["results"]["states"] == {"complete": 3}
@@ -319,7 +319,7 @@ def test_a_search_that_is_killed_twice_goes_on_and_ends_as_one_that_was_not(data
         (["--space", "{hidden_size: {low: 8.5, high: 16}}"], "hidden_size: invalid literal for int()"),
         (["--space", "{tied_units: {low: 0, high: 1}}"], "tied_units: expected {choices: [...]}, not"),
         (["--space", "{preset: {low: 0, high: 1}}"], "preset: expected {choices: [...]}, not"),
-        (["--space", "{preset: {choices: [tiny, huge]}}"], "'huge' is none of tiny, small, base"),
+        (["--space", "{preset: {choices: [tiny, huge]}}"], "'huge' is none of tiny, compact, small, base"),
         (["--space", "{adam_beta1: {choices: [0.1, none]}}"], "could not convert string to float: 'none'"),
         (["--space", "{mask_ratio: {low: 0.1"], "{mask_ratio: {low: 0.1: expected YAML (while"),
         (["--space", "space.yaml"], "--space: expected a mapping of settings to what they are drawn from"),

@@ -135,5 +135,5 @@ def test_from_preset_takes_options_over_those_of_the_preset():
     config = NEDSConfig.from_preset("tiny", num_hidden_layers=7, session_ids=["a"], unit_counts=[4])
     assert (config.hidden_size, config.num_hidden_layers, config.session_ids) == (64, 7, ["a"])
     assert NEDSConfig.from_preset("tiny").num_hidden_layers == 2
-    with pytest.raises(ValueError, match="no preset 'huge'; there are: tiny, small, base"):
+    with pytest.raises(ValueError, match="no preset 'huge'; there are: tiny, compact, small, base"):
         NEDSConfig.from_preset("huge")

@@ -31,7 +31,7 @@ class PretrainArguments:
     """What to train, on what."""
 
     dataset: str = field(metadata={"help": "Folder written by `neds build`, or a dataset id on the Hub."})
-    preset: str = field(default="tiny", metadata={"help": "Sizes of the model.", "choices": list(PRESETS)})
+    preset: str = field(default="compact", metadata={"help": "Sizes of the model.", "choices": list(PRESETS)})
     dataset_config: str = field(
         default="trials", metadata={"help": "trials (all sessions), pretrain or held_out."}
     )
