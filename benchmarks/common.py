@@ -1,0 +1,55 @@
+"""What the benchmarks share: running commands, scoring the linear baseline, and writing tables into a page."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+
+from neds_hf.analysis.baselines import linear_baseline
+from neds_hf.analysis.comparison import score_predictions
+from neds_hf.training.sessions import open_recordings
+
+HERE = Path(__file__).resolve().parent
+RESULTS = HERE.parent / "RESULTS.md"
+METRICS = {
+    "bits_per_spike": "bits/spike",
+    "wheel_speed_r2": "wheel R²",
+    "wheel_speed_r2_beyond_average": "wheel, beyond",
+    "whisker_motion_energy_r2": "whisker R²",
+    "whisker_motion_energy_r2_beyond_average": "whisker, beyond",
+    "choice_accuracy": "choice",
+    "choice_balanced_accuracy": "choice, bal.",
+    "block_accuracy": "block",
+    "block_balanced_accuracy": "block, bal.",
+}
+# Training of `compact` on one session, and the trials that all methods learn from.
+ALONE = ("--learning_rate", "3e-3", "--num_train_epochs", 150)
+TRAINED_ON = ("--train_splits", "train", "validation")
+
+
+def neds(command: str, *arguments: object) -> None:
+    """Run a command of the package in a process of its own."""
+    script = HERE.parent / "examples" / f"{command}.py"
+    subprocess.run([sys.executable, script, *map(str, arguments)], check=True)
+
+
+def score_linear(dataset: Path, session: str) -> dict[str, float]:
+    """The linear baseline of one session, on the same trials as NEDS."""
+    recordings = open_recordings(dataset).only([session]).trained_on(["train", "validation"])
+    train, test = (recordings.trials(session, split) for split in ("train", "test"))
+    return score_predictions(linear_baseline(train, test), test, train.spike_counts.mean((0, 1)))
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """The table of texts, with its index as first column."""
+    lines = ["| | " + " | ".join(table.columns) + " |", "| --- |" + " --- |" * len(table.columns)]
+    lines += [f"| {name} | " + " | ".join(row) + " |" for name, row in zip(table.index, table.to_numpy())]
+    return "\n".join(lines) + "\n"
+
+
+def write_table(page: Path, name: str, table: str) -> None:
+    """Put a table between the marks of that name."""
+    before, rest = page.read_text().split(f"<!-- {name} -->\n")
+    _, after = rest.split(f"<!-- /{name} -->")
+    page.write_text(f"{before}<!-- {name} -->\n\n{table}\n<!-- /{name} -->{after}")
