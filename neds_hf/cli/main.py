@@ -13,6 +13,7 @@ COMMANDS = {
     "search": "draw settings, train a model with each, keep the best",
     "evaluate": "score a model on a split of a dataset",
     "report": "any runs side by side, on one HTML page",
+    "regions": "brain regions from the embeddings of units",
     "predict": "write predicted spikes or behaviours",
     "convert": "a checkpoint of the published code to a model folder",
     "demo": "the whole way on simulated mice, with a report",
