@@ -23,6 +23,7 @@ BASE = {
     "bins_per_token": 1,
     "categorical_tokens": "bin",
     "tied_units": False,
+    "spike_smoothing": 0.0,
     "scheme_weights": {"encoding": 1, "decoding": 1, "within_modality": 1, "cross_modal": 1},
     "single_behavior_probability": 0.5,
     "mask_ratio": 0.1,
