@@ -213,7 +213,9 @@ def test_training_curves_show_the_mean_metrics_of_every_run(tmp_path):
 
 
 def test_training_curves_of_a_run_without_validation_show_its_loss_alone():
-    assert titles(figures.training_curves({"run": [{"loss": 1.0, "epoch": 1.0}]})) == ["loss"]
+    figure = figures.training_curves({"run": [{"loss": 1.0, "epoch": 1.0}]})
+    assert titles(figure) == ["loss"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["run"]
 
 
 def test_raster_sorts_units_by_region_then_rate(tmp_path):

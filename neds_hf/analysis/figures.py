@@ -33,7 +33,8 @@ def training_curves(histories: dict[str, list[dict]]) -> Figure:
         if key == "eval_mean"
         or (key.startswith("eval_") and "/" not in key and is_headline(key.removeprefix("eval_")))
     ]
-    figure, panels = _grid(1 + len(metrics), num_columns=4, panel_size=(2.4, 2.0))
+    width = 2.4 if metrics else 6.0  # without validation the loss is alone
+    figure, panels = _grid(1 + len(metrics), num_columns=4, panel_size=(width, 2.0))
     for color, history in zip(_colors(len(histories)), histories.values()):
         for key, style in (("loss", "-"), ("eval_loss", "--")):
             panels[0].plot(*_curve(history, key), style, color=color)
@@ -43,8 +44,11 @@ def training_curves(histories: dict[str, list[dict]]) -> Figure:
     for panel, key in zip(panels[1:], metrics):
         panel.set(title=f"validation\n{metric_label(key.removeprefix('eval_'))}", xlabel="epoch")
     lines = [Line2D([], [], color=color) for color in _colors(len(histories))]
-    styles = [Line2D([], [], color="gray"), Line2D([], [], color="gray", linestyle="--")]
-    _legend(figure, lines + styles, [*histories, "loss: training", "loss: validation"])
+    names = list(histories)
+    if "eval_loss" in keys:
+        lines += [Line2D([], [], color="gray"), Line2D([], [], color="gray", linestyle="--")]
+        names += ["loss: training", "loss: validation"]
+    _legend(figure, lines, names)
     return figure
 
 
