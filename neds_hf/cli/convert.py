@@ -38,5 +38,6 @@ def main(argv: list[str] | None = None) -> None:
     config = model.config
     print(
         f"{arguments.output}: {len(config.session_ids)} sessions, {sum(config.unit_counts)} units, "
-        f"{config.num_hidden_layers} layers of {config.hidden_size}, {config.num_bins} bins"
+        f"{config.num_hidden_layers} layers of {config.hidden_size}, {config.num_bins} bins; "
+        f"{config.num_attention_heads} heads, by --num-heads"
     )
