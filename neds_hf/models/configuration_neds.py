@@ -1,5 +1,6 @@
 """Configuration of NEDS (Zhang, Wang et al., ICML 2025, arXiv 2504.08201)."""
 
+import os
 from typing import ClassVar
 
 from huggingface_hub.dataclasses import strict
@@ -64,8 +65,32 @@ PRESETS = {
 }
 
 
+# Said wherever a model is asked for by a name that no folder has.
+CHECKPOINTS = (
+    "three ways to a checkpoint: `make demo` or `neds demo DIR` trains one on simulated mice, DIR/neds-ibl; "
+    "'USER/neds-ibl' loads one that USER has pushed to the Hub; `neds convert` makes one of a checkpoint of the "
+    "published code"
+)
+
+
+class Checkpoint:
+    """Names of models on the Hub have a user: a bare name is a folder, or nothing that is worth asking for."""
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
+        """As in transformers.
+
+        Raises:
+            OSError: There is no such folder, repository or file.
+        """
+        source = pretrained_model_name_or_path
+        if source is not None and "/" not in str(source) and not os.path.exists(source):
+            raise OSError(f"there is no folder {str(source)!r}; {CHECKPOINTS}")
+        return super().from_pretrained(source, *args, **kwargs)
+
+
 @strict
-class NEDSConfig(PreTrainedConfig):
+class NEDSConfig(Checkpoint, PreTrainedConfig):
     r"""
     session_ids (`list[str]`):
         Sessions the model knows; `session_index` in `forward` counts in this order.

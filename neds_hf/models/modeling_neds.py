@@ -17,7 +17,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 from transformers.utils import ModelOutput
 
-from .configuration_neds import NEDSConfig
+from .configuration_neds import Checkpoint, NEDSConfig
 from .masking_neds import count_targets, num_uniform, sample_masks
 
 
@@ -200,7 +200,7 @@ class NEDSEncoder(nn.Module):
         return self.norm(states), tuple(hidden_states), tuple(attentions)
 
 
-class NEDSModel(PreTrainedModel):
+class NEDSModel(Checkpoint, PreTrainedModel):
     """The one model class; `AutoModel` gives it.
 
     Every unit of every session has one row in `unit_embedding` and one in `unit_readout` (with

@@ -7,6 +7,8 @@ import torch
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.processing_utils import ProcessorMixin
 
+from .configuration_neds import Checkpoint
+
 SCALINGS = ("z_score", "minus_one_one", "zero_one")
 
 
@@ -20,7 +22,7 @@ class NEDSInputs(BatchFeature):
         return self
 
 
-class NEDSProcessor(ProcessorMixin):
+class NEDSProcessor(Checkpoint, ProcessorMixin):
     """What a model must know of the data it was trained on; saved beside its weights.
 
     Continuous behaviours are scaled to (y - offset) / scale, by constants of the session's training trials.
