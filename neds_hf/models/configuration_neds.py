@@ -15,6 +15,11 @@ CHOICES = {
     "loss": ("per_trial", "published"),
 }
 
+PIPELINES = {
+    "neural-encoding": "pipelines_neds.NeuralEncodingPipeline",
+    "neural-decoding": "pipelines_neds.NeuralDecodingPipeline",
+}
+
 IBL_MODALITIES = (
     {"name": "spikes", "kind": "spikes"},
     {"name": "choice", "kind": "categorical", "classes": ["right", "left"]},
@@ -87,6 +92,10 @@ class Checkpoint:
         if source is not None and "/" not in str(source) and not os.path.exists(source):
             raise OSError(f"there is no folder {str(source)!r}; {CHECKPOINTS}")
         return super().from_pretrained(source, *args, **kwargs)
+
+
+def _custom_pipelines() -> dict[str, dict]:
+    return {task: {"impl": impl, "pt": ["AutoModel"]} for task, impl in PIPELINES.items()}
 
 
 @strict
@@ -189,6 +198,7 @@ class NEDSConfig(Checkpoint, PreTrainedConfig):
     initial_mean_count: float = 0.1
 
     def __post_init__(self, **kwargs):
+        kwargs.pop("custom_pipelines", None)  # the property below
         self.session_ids = list(self.session_ids)
         self.unit_counts = list(self.unit_counts)
         self.modalities = [dict(modality) for modality in self.modalities]
@@ -263,6 +273,15 @@ class NEDSConfig(Checkpoint, PreTrainedConfig):
         if preset not in PRESETS:
             raise ValueError(f"no preset {preset!r}; there are: {', '.join(PRESETS)}")
         return cls(**{**PRESETS[preset], **kwargs})
+
+    @property
+    def custom_pipelines(self) -> dict[str, dict]:
+        """Where `transformers.pipeline` finds the pipelines in a model folder."""
+        return _custom_pipelines()
+
+    def to_diff_dict(self) -> dict:
+        """What is written to `config.json`."""
+        return super().to_diff_dict() | {"custom_pipelines": _custom_pipelines()}
 
     @property
     def behaviors(self) -> dict[str, int]:

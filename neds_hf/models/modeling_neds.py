@@ -19,6 +19,7 @@ from transformers.utils import ModelOutput
 
 from .configuration_neds import Checkpoint, NEDSConfig
 from .masking_neds import count_targets, num_uniform, sample_masks
+from .pipelines_neds import NEDSPipeline  # noqa: F401  so that it is saved with the model
 
 
 @dataclass
