@@ -21,10 +21,11 @@ PACKAGE = REPOSITORY / "neds_hf"
 MAY_IMPORT = {
     "models": set(),
     "metrics": set(),
-    "data": {"models"},
-    "training": {"models", "metrics", "data"},
+    "cards": set(),
+    "data": {"models", "cards"},
+    "training": {"models", "metrics", "cards", "data"},
     "analysis": {"models", "metrics", "data", "training"},
-    "hub": {"models", "metrics", "data", "training"},
+    "hub": {"models", "metrics", "cards", "data", "training"},
     "cli": {"models", "metrics", "data", "training", "analysis", "hub"},
 }
 

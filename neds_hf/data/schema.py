@@ -17,6 +17,7 @@ NUM_FOLDS = 5  # a test part is one of them
 VALIDATION_FRACTION = 0.1
 CONFIGS = ("trials", "units", "sessions")
 CAMERAS = ("left", "right")
+SIMULATED_LAB = "simlab"  # of `neds simulate`; no recording is from a lab of that name
 
 # Columns of the `trials` table that are not behaviours.
 TRIAL_COLUMNS = ("session", "trial_index", "num_units", "spike_counts")

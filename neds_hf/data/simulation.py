@@ -24,6 +24,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
+from neds_hf.data.schema import SIMULATED_LAB
 from neds_hf.data.simulated_mouse import (
     BIN_SIZE_S,
     GRID_S,
@@ -37,7 +38,6 @@ from neds_hf.data.simulated_mouse import (
 )
 from neds_hf.errors import NEDSError
 
-LAB = "simlab"
 TRIALS_TABLE = (
     "intervals_0",
     "intervals_1",
@@ -127,7 +127,7 @@ def simulate(out: str | Path, sessions: int = 10, workers: int = 1, **options) -
 
     out, options = Path(out), SimulationOptions(**options)
     _claim_folder(out, options)
-    present = len(list(out.glob(f"{LAB}/Subjects/*/*/001")))
+    present = len(list(out.glob(f"{SIMULATED_LAB}/Subjects/*/*/001")))
     missing = [
         number for number in range(sessions) if not (out / session_path(options.seed, number)).exists()
     ]
@@ -158,7 +158,7 @@ def simulate(out: str | Path, sessions: int = 10, workers: int = 1, **options) -
 def session_path(seed: int, number: int) -> Path:
     """Folder of a session, relative to the output folder."""
     date = datetime.date(2024, 1, 1) + datetime.timedelta(days=number)
-    return Path(LAB, "Subjects", f"sim{seed}_{number:03d}", date.isoformat(), "001")
+    return Path(SIMULATED_LAB, "Subjects", f"sim{seed}_{number:03d}", date.isoformat(), "001")
 
 
 def session_id(seed: int, number: int) -> str:

@@ -22,10 +22,12 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-import yaml
 from datasets import Features
+from huggingface_hub import DatasetCardData
 from tqdm.auto import tqdm
 
+from neds_hf.cards.rendering import origin_in_words, render
+from neds_hf.data.origin import license_of, origins
 from neds_hf.data.schema import (
     SESSION_FEATURES,
     SPLITS,
@@ -170,39 +172,37 @@ def write_card(out: Path, held_out: Iterable[str] = ()) -> None:
     # `load_dataset` finds its cache by the folder's name and these lines alone: other content, other lines.
     content = hashlib.sha256(sessions.to_json().encode()).hexdigest()[:16]
     configs = [{**config, "description": f"conversion {content}"} for config in configs]
-    header = yaml.safe_dump(
-        {"tags": ["neuroscience", "electrophysiology"], "configs": configs}, sort_keys=False
-    )
     first = sessions.iloc[0]
-    behaviors = json.loads(first["provenance"])["behaviors"]
-    columns = "\n".join(
-        f"| `{name}` | {'float32, one value a bin' if classes is None else 'class: ' + ', '.join(classes)} |"
-        for name, classes in behaviors.items()
+    found, licence = origins(sessions), license_of(sessions)
+    name = out.resolve().name
+    card = render(
+        "dataset.md",
+        DatasetCardData(
+            pretty_name=name,
+            license=licence,
+            task_categories=["other"],
+            size_categories=[
+                _size_category(int(sessions[[f"{split}_trials" for split in SPLITS]].sum().sum()))
+            ],
+            tags=["neuroscience", "electrophysiology", "neds", *sorted({*found} - {"unknown"})],
+            configs=configs,
+        ),
+        name=name,
+        origins=found,
+        origin=origin_in_words(found),
+        first=first,
+        provenance=json.loads(first["provenance"]),
+        summary=summary(out),
+        held_out=held_out,
+        license=licence,
     )
-    text = f"""---
-{header}---
+    _write_text(out / "README.md", card)
 
-# {out.resolve().name}
 
-Neural activity and behaviour in trials of {first["num_bins"]} bins of {1000 * first["bin_size_s"]:g} ms,
-from {first["window_start_s"]:g} to {first["window_end_s"]:g} s around `{first["align_event"]}`.
-Written by `neds build`.
-
-```
-{summary(out)}
-```
-
-- `trials`: a row a trial. `spike_counts` is (bins, units) in C order, flat; `num_units` gives the shape back.
-- `units`: a row a unit, in the order of the last axis of `spike_counts`: uuid, brain region, position, rate.
-- `sessions`: a row a session: counts, what was dropped and why, sources with hashes, options, version.
-
-A missing behaviour is null.
-
-| behaviour | values |
-| --- | --- |
-{columns}
-"""
-    _write_text(out / "README.md", text)
+def _size_category(rows: int) -> str:
+    """As the Hub names it."""
+    below = (1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M")
+    return next((name for limit, name in below if rows < limit), "n>1M")
 
 
 def trial_files(out: Path, split: str, sessions: Iterable[str]) -> list[Path]:

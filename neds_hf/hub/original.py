@@ -14,8 +14,8 @@ from pathlib import Path
 
 import torch
 import yaml
-from huggingface_hub import ModelCard, ModelCardData
 
+from neds_hf.cards.model import write_model_card
 from neds_hf.errors import NEDSError
 from neds_hf.models import NEDSConfig, NEDSModel, NEDSProcessor
 from neds_hf.models.configuration_neds import IBL_MODALITIES
@@ -413,7 +413,6 @@ def write_converted(
     """
     if out.exists():
         raise NEDSError(f"{out} exists; choose another folder")
-    config = model.config
     conversion = {
         "source": source.name,
         "sha256": hashlib.sha256(source.read_bytes()).hexdigest(),
@@ -421,24 +420,10 @@ def write_converted(
         "sessions": {name: asdict(session) for name, session in sessions.items()},
         **environment(),
     }
-    unscaled = {
-        behavior
-        for name in config.session_ids
-        for behavior, classes in config.behaviors.items()
-        if not classes and behavior not in sessions[name].ranges
-    }
-    card = ModelCard.from_template(
-        ModelCardData(library_name="transformers", tags=["neuroscience", "neds", "neural-data"]),
-        template_path=str(Path(__file__).with_name("converted_card.md")),
-        config=config,
-        conversion=conversion,
-        unscaled=sorted(unscaled),
-        num_parameters=model.num_parameters(),
-    )
     unfinished = out.with_name(out.name + ".unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     model.save_pretrained(unfinished)
     processor.save_pretrained(unfinished)
     write_json(unfinished / "conversion.json", conversion)
-    card.save(unfinished / "README.md")
     unfinished.rename(out)
+    write_model_card(out)

@@ -4,17 +4,19 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback
 from transformers.utils import logging
 
 from neds_hf.data.collator import ArrowTrials, NEDSCollator
+from neds_hf.data.origin import license_of, origins
 from neds_hf.errors import NEDSError
 from neds_hf.models.modeling_neds import NEDSModel
 from neds_hf.models.processing_neds import NEDSProcessor
 from neds_hf.training.arguments import NEDSTrainingArguments
 from neds_hf.training.inference import score
-from neds_hf.training.runs import finish_run, last_checkpoint, start_run, write_json
+from neds_hf.training.runs import finish_run, hub_id, last_checkpoint, start_run, write_json
 from neds_hf.training.sessions import Recordings, mean_table
 from neds_hf.training.trainer import NEDSTrainer, global_batch_size
 
@@ -67,8 +69,8 @@ def fit(
 ) -> dict[str, dict[str, float]]:
     """Train, keep the best checkpoint, score the test split, write the model folder; resume what was cut off.
 
-    Writes `run.json` (configuration, versions, hardware), `trainer_state.json` (curves), `metrics.json` (test
-    metrics of every session and their mean) beside the weights and the processor.
+    Writes `run.json` (configuration, versions, hardware, data), `trainer_state.json` (curves), `metrics.json`
+    (test metrics of every session and their mean) and the card beside the weights and the processor.
 
     Returns:
         Session to its test metrics; empty without a test split.
@@ -93,12 +95,31 @@ def fit(
         if "test" in recordings.splits:
             scores = score_split(model, processor, recordings, "test", args.per_device_eval_batch_size)
         write_json(folder / "metrics.json", {"mean": mean_table(scores), "sessions": scores})
-        finish_run(folder, {"best_validation": trainer.state.best_metric, "test": mean_table(scores)})
+        results = {"best_validation": trainer.state.best_metric, "test": mean_table(scores)}
+        base = configuration["model"]  # of a new model: its configuration
+        base = {"name": Path(base).name, "hub_id": hub_id(base)} if isinstance(base, str) else None
+        finish_run(folder, results, data=described(recordings), base=base)
         for rest in folder.glob("checkpoint-*"):
             shutil.rmtree(rest)
+        trainer.create_model_card()
     if args.push_to_hub:
         trainer.push_to_hub()
     return scores
+
+
+def described(recordings: Recordings) -> dict:
+    """What a model's card says of the recordings that it was trained on."""
+    sessions = recordings.sessions
+    return {
+        "name": Path(recordings.source).name,
+        "hub_id": hub_id(recordings.source),
+        "origins": origins(sessions),
+        "license": license_of(sessions),
+        "sessions": len(sessions),
+        "subjects": sessions["subject"].replace("", np.nan).nunique(),
+        "units": int(sessions["num_units"].sum()),
+        "trials": {name: len(split) for name, split in recordings.splits.items()},
+    }
 
 
 def split_loader(

@@ -98,10 +98,15 @@ def _differences(before: dict, now: dict, prefix: str = "") -> Iterator[str]:
             yield f"{prefix}{name} {short.repr(there)} there, {short.repr(asked)} asked for"
 
 
-def finish_run(folder: Path, results: dict) -> None:
-    """Add the results to the run's file."""
+def finish_run(folder: Path, results: dict, **more) -> None:
+    """Add the results, and what else is to be known of the run, to its file."""
     path = folder / RUN_FILE
-    write_json(path, {**json.loads(path.read_text()), "finished": time.time(), "results": results})
+    write_json(path, {**json.loads(path.read_text()), **more, "finished": time.time(), "results": results})
+
+
+def hub_id(source: str) -> str | None:
+    """A model's or dataset's name on the Hub; None where it is a folder."""
+    return source if source.count("/") == 1 and not Path(source).exists() else None
 
 
 def last_checkpoint(folder: Path) -> Path | None:

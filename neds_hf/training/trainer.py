@@ -15,10 +15,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from huggingface_hub.errors import HTTPError
 from torch.utils.data import DataLoader, RandomSampler, Sampler, Subset
 from transformers import PreTrainedModel, ProgressCallback, Trainer
 from transformers.trainer_utils import EvalLoopOutput
 
+from neds_hf.cards.model import write_model_card
 from neds_hf.data.collator import ArrowTrials, NEDSCollator
 from neds_hf.errors import NEDSError
 from neds_hf.models.masking_neds import num_uniform, sample_masks
@@ -82,6 +84,12 @@ class NEDSTrainer(Trainer):
             self.remove_callback(ProgressCallback)
             self.add_callback(OneLineProgress)
 
+    def init_hf_repo(self, token=None, private=None) -> None:
+        try:
+            super().init_hf_repo(token, private)
+        except (HTTPError, OSError, ValueError) as error:
+            raise NEDSError(f"--push_to_hub: no repository to push to: {' '.join(str(error).split())}") from error
+
     def _save(self, output_dir=None, state_dict=None) -> None:
         # Not as processing_class: the Trainer takes every processor to hold a tokenizer.
         super()._save(output_dir, state_dict)
@@ -90,6 +98,11 @@ class NEDSTrainer(Trainer):
         folder = output_dir or self.args.output_dir
         self.processor.save_pretrained(folder)
         (Path(folder) / "training_args.bin").unlink()  # a pickle; run.json says it
+
+    def create_model_card(self, **kwargs) -> None:
+        """Ours, also where `push_to_hub` asks for one."""
+        if self.is_world_process_zero():
+            write_model_card(Path(self.args.output_dir))
 
     def _get_train_sampler(self, train_dataset=None) -> Sampler:
         sampler = super()._get_train_sampler(train_dataset)

@@ -1,0 +1,36 @@
+"""Whether sessions of a dataset are simulated or real, and under which licence they are."""
+
+import json
+from collections import Counter
+
+import pandas as pd
+
+from neds_hf.data.alf import repeated_site_sessions
+from neds_hf.data.schema import SIMULATED_LAB
+
+
+def origins(sessions: pd.DataFrame) -> dict[str, int]:
+    """`"simulated"`, `"real"` and `"unknown"` to a number of sessions; what no session is, is left out.
+
+    Simulated are those of `neds simulate` and arrays whose `source` says so, unknown are arrays that name no
+    source, real all others.
+
+    Args:
+        sessions: Rows of a dataset's `sessions` table.
+    """
+    return dict(Counter(map(_origin, sessions["lab"], map(json.loads, sessions["provenance"]))))
+
+
+def license_of(sessions: pd.DataFrame) -> str:
+    """Licence as the Hub names it: of simulations, of the IBL's repeated-site sessions, else `"unknown"`."""
+    if set(origins(sessions)) == {"simulated"}:
+        return "apache-2.0"
+    public = {session for part in repeated_site_sessions().values() for session in part}
+    return "cc-by-4.0" if public.issuperset(sessions["session"]) else "unknown"
+
+
+def _origin(lab: str, provenance: dict) -> str:
+    source = provenance.get("source", "")
+    if lab == SIMULATED_LAB or "simulat" in source.lower():
+        return "simulated"
+    return "real" if source or "signals" in provenance else "unknown"
