@@ -1,12 +1,13 @@
-"""The linear baseline on made-up sessions whose answer is known, and on a real recording."""
+"""The baselines on made-up sessions whose answer is known, and on a real recording."""
 
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from small_grids import use_small_grids
 
-from neds_hf.analysis.baselines import linear_baseline
+from neds_hf.analysis.baselines import METHODS, MULTI_SESSION, linear_baseline, predict_tests
 from neds_hf.data.trials import SessionTrials
 from neds_hf.errors import NEDSError
 from neds_hf.metrics import functional
@@ -114,13 +115,43 @@ def test_silent_units_and_sessions_without_behavior_still_have_finite_rates(sess
     assert all(np.isfinite(values).all() for values in silent.values())
 
 
+def test_the_average_trial_is_that_of_training_whatever_the_test_trial(session):
+    train, test, _ = session
+    wheel = train.continuous["wheel"].copy()
+    wheel[:3] = np.nan
+    choice = np.array([0] * 30 + [1] * 60 + [-1] * 30)
+    train = replace(train, continuous={"wheel": wheel}, categorical={"choice": choice})
+    (predictions,) = predict_tests("trial_average", [train], [test], 0)
+    np.testing.assert_allclose(predictions["wheel"], np.tile(wheel[3:].mean(0), (60, 1)), rtol=1e-6)
+    np.testing.assert_allclose(predictions["choice"], np.tile([1 / 3, 2 / 3], (60, 1)))
+    rates = np.exp(predictions["log_rates"])
+    np.testing.assert_array_equal(rates, np.broadcast_to(rates[:1], (60, NUM_BINS, NUM_UNITS)))
+    np.testing.assert_allclose(rates[0].mean(0), train.spike_counts.mean((0, 1)), rtol=0.01)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_predicts_every_session_as_it_would_alone_but_for_the_multi_session_one(
+    method, monkeypatch
+):
+    """Sessions of 12 and of 3 units."""
+    use_small_grids(monkeypatch)
+    one, other = simulated(40)[0], simulated(30, seed=2)[0]
+    other = replace(other, session="other", spike_counts=other.spike_counts[..., 3:6])
+    together = predict_tests(method, [one, other], [one, other], 0)
+    assert [p["log_rates"].shape for p in together] == [(40, NUM_BINS, 12), (30, NUM_BINS, 3)]
+    (alone,) = predict_tests(method, [other], [other], 0)
+    assert alone.keys() == together[1].keys()
+    same = [np.allclose(alone[name], together[1][name], rtol=1e-4) for name in alone]
+    assert all(same) == (method != MULTI_SESSION)
+
+
 def test_too_few_training_trials_are_an_error_that_names_the_session():
-    with pytest.raises(NEDSError, match="made-up: the linear baseline needs 5 training trials, found 3"):
+    with pytest.raises(NEDSError, match="made-up: a baseline needs 5 training trials, found 3"):
         linear_baseline(simulated(3)[0], simulated(3)[0])
 
 
 @pytest.mark.skipif(not DY016.exists(), reason="the shared recordings are not here")
-def test_on_a_real_recording_the_baseline_reaches_what_simple_models_are_known_to_reach():
+def test_on_a_real_recording_the_baselines_reach_what_simple_models_are_known_to_reach():
     with np.load(DY016) as arrays:
         arrays = dict(arrays)
     counts = arrays["spike_counts"]
@@ -141,12 +172,17 @@ def test_on_a_real_recording_the_baseline_reaches_what_simple_models_are_known_t
         )
 
     num_train = round(0.8 * len(counts))
-    test = trials(order[num_train:])
-    predictions = linear_baseline(trials(order[:num_train]), test)
+    train, test = trials(order[:num_train]), trials(order[num_train:])
+    predictions = linear_baseline(train, test)
     # Known: 0.643, 0.528, 0.81, 0.81, 0.115; 59 test trials leave a standard error near 0.05.
-    assert functional.r2(predictions["wheel_speed"], test.continuous["wheel_speed"]) > 0.58
+    assert functional.r2(predictions["wheel_speed"], test.continuous["wheel_speed"]) > 0.62
     whisker = "whisker_motion_energy"
-    assert functional.r2(predictions[whisker], test.continuous[whisker]) > 0.45
+    assert functional.r2(predictions[whisker], test.continuous[whisker]) > 0.5
     for name in ("choice", "block"):
         assert functional.accuracy(predictions[name].argmax(1), test.categorical[name]) > 0.76
-    assert functional.bits_per_spike(predictions["log_rates"], test.spike_counts).mean() > 0.11
+    (glm,) = predict_tests("poisson_glm", [train], [test], 0)
+    for log_rates in (predictions["log_rates"], glm["log_rates"]):
+        assert functional.bits_per_spike(log_rates, test.spike_counts).mean() > 0.12
+    (average,) = predict_tests("trial_average", [train], [test], 0)
+    bits = functional.bits_per_spike(average["log_rates"], test.spike_counts).mean()
+    assert bits == pytest.approx(0.065, abs=0.02)  # known

@@ -14,6 +14,7 @@ COMMANDS = {
     "evaluate": "score a model on a split of a dataset",
     "report": "any runs side by side, on one HTML page",
     "regions": "brain regions from the embeddings of units",
+    "baselines": "fit and score what a lab would use instead, on the same trials",
     "predict": "write predicted spikes or behaviours",
     "convert": "a checkpoint of the published code to a model folder",
     "demo": "the whole way on simulated mice, with a report",

@@ -1,0 +1,239 @@
+"""``neds baselines``: fit and score what a lab would use instead of NEDS, on the same trials."""
+
+import copy
+import sys
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from tqdm.auto import tqdm
+from transformers import TrainerCallback
+
+from neds_hf.analysis.baselines import METHODS, MIN_TRIALS, MULTI_SESSION, Predictions, predict_tests
+from neds_hf.analysis.comparison import score_predictions
+from neds_hf.analysis.report import text_table
+from neds_hf.analysis.summary import grouped, is_headline, metric_label, summary
+from neds_hf.cli.config import parse_settings
+from neds_hf.cli.pretrain import SETTABLE, PretrainArguments, prepare
+from neds_hf.data.trials import SessionTrials
+from neds_hf.errors import NEDSError
+from neds_hf.models.configuration_neds import PRESETS
+from neds_hf.training.arguments import NEDSTrainingArguments, parse_training_arguments, training_parser
+from neds_hf.training.fit import configuration_of, fit, split_loader
+from neds_hf.training.inference import predict
+from neds_hf.training.runs import finish_run, start_run, write_json
+from neds_hf.training.sessions import Recordings, load_model, mean_table, open_recordings
+
+# NEDS that does only one of the two: its task.
+UNIMODAL = {"neds_encoding": "encoding", "neds_decoding": "decoding"}
+# What their checkpoints are chosen by.
+BEST = {"encoding": "eval_bits_per_spike", "decoding": "eval_decoding_mean"}
+
+
+@dataclass
+class BaselinesArguments:
+    """Which baselines, of what."""
+
+    dataset: str = field(metadata={"help": "Folder written by `neds build`, or a dataset id on the Hub."})
+    dataset_config: str = field(
+        default="trials", metadata={"help": "trials (all sessions), pretrain or held_out."}
+    )
+    session: list[str] | None = field(default=None, metadata={"help": "These sessions only. Default: all."})
+    methods: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Default: all but neds_encoding and neds_decoding; of one session not the multi-session one. "
+            "The two are NEDS trained on each session alone for one task; --preset, --set and the options below "
+            "are for them.",
+            "choices": [*METHODS, *UNIMODAL],
+        },
+    )
+    split: str = field(
+        default="test",
+        metadata={
+            "help": "Trials to predict. Validation trials are trained on where they are not to be predicted.",
+            "choices": ["test", "validation"],
+        },
+    )
+    preset: str = field(
+        default=PretrainArguments.preset, metadata={"help": "Sizes of NEDS.", "choices": list(PRESETS)}
+    )
+    set: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "NAME=VALUE of NEDSConfig instead of the preset's, but for scheme_weights.",
+            "action": "extend",
+        },
+    )
+
+
+def main(argv: list[str] | None = None) -> None:
+    argv = sys.argv[1:] if argv is None else argv
+    parser = training_parser(BaselinesArguments, "baselines", __doc__)
+    arguments, args = parse_training_arguments(parser, argv)
+    settings = parse_settings(arguments.set or [], [name for name in SETTABLE if name != "scheme_weights"])
+    recordings = open_recordings(arguments.dataset, arguments.dataset_config)
+    if arguments.session:
+        recordings = recordings.only(arguments.session)
+    check(recordings, arguments.split)
+    several = len(recordings.session_ids) > 1
+    methods = arguments.methods or [method for method in METHODS if several or method != MULTI_SESSION]
+    scores = {}
+    with tqdm(total=len(methods) * len(recordings.session_ids), unit="fit") as progress:
+        for method in methods:
+            scores[method] = run_method(method, recordings, arguments, args, settings, progress)
+    means = pd.DataFrame.from_dict(
+        {m: mean_table(of_sessions) for m, of_sessions in scores.items()}, orient="index"
+    )
+    for group, names in grouped(means).items():
+        if names:
+            table = means[names].rename(columns=metric_label)
+            print(
+                f"\n{group.capitalize()}, {arguments.split} trials\n\n{text_table(table, heading_width=14)}"
+            )
+
+
+def check(recordings: Recordings, split: str) -> None:
+    """Raise NEDSError for what would stop a later fit."""
+    for name, least in (("train", MIN_TRIALS), (split, 1)):
+        trials = Counter(recordings.split(name).with_format("arrow")["session"][:].to_pylist())
+        for session in recordings.session_ids:
+            if trials[session] < least:
+                raise NEDSError(
+                    f"{recordings.source}: a baseline of session {session} needs {least} {name} trials, "
+                    f"found {trials[session]}"
+                )
+
+
+def run_method(
+    method: str,
+    recordings: Recordings,
+    arguments: BaselinesArguments,
+    args: NEDSTrainingArguments,
+    settings: dict,
+    progress: tqdm,
+) -> dict[str, dict[str, float]]:
+    """Fit a method where that is not done, and score it; session to metrics.
+
+    Writes `predictions/<session>.npz`, `metrics.json` and `run.json` into the folder of the method.
+
+    Raises:
+        NEDSError: The folder holds a run with other settings.
+    """
+    folder, split = Path(args.output_dir) / method, arguments.split
+    if method not in UNIMODAL:
+        recordings = with_validation(recordings, split)
+    finished = start_run(folder, configuration(method, recordings, arguments, args, settings))
+    scores = {}
+    for session in recordings.session_ids:
+        progress.set_description(f"{method}, {session}")
+        file = folder / "predictions" / f"{session}.npz"
+        if not file.exists():
+            fitted = recordings if method == MULTI_SESSION else recordings.only([session])
+            if method in UNIMODAL:
+                model_folder = folder / "models" / session
+                predicted = [
+                    unimodal(UNIMODAL[method], fitted, split, model_folder, arguments.preset, args, settings)
+                ]
+            else:
+                trains, tests = (
+                    [fitted.trials(s, part) for s in fitted.session_ids] for part in ("train", split)
+                )
+                predicted = predict_tests(method, trains, tests, args.seed)
+            for of_session, predictions in zip(fitted.session_ids, predicted):
+                write_predictions(folder, fitted.trials(of_session, split), predictions)
+        scores[session] = score(file, recordings, split)
+        progress.update()
+    if not finished:
+        write_json(folder / "metrics.json", {**summary(scores), "sessions": scores})
+        finish_run(folder, {split: mean_table(scores)})
+    return scores
+
+
+def with_validation(recordings: Recordings, split: str) -> Recordings:
+    """With the validation trials among the training trials, unless they are to be predicted or there are none."""
+    spare = [name for name in ("validation",) if name in recordings.splits and name != split]
+    return recordings.trained_on(["train", *spare])
+
+
+def configuration(
+    method: str,
+    recordings: Recordings,
+    arguments: BaselinesArguments,
+    args: NEDSTrainingArguments,
+    settings: dict,
+) -> dict:
+    """What makes a run what it is."""
+    what = {"command": "baselines", "method": method, "split": arguments.split}
+    if method in UNIMODAL:
+        return configuration_of(args, recordings, **what, preset=arguments.preset, set=settings)
+    return {
+        **what,
+        "seed": args.seed,
+        "sessions": recordings.session_ids,
+        "data_fingerprint": recordings.fingerprint,
+    }
+
+
+def write_predictions(folder: Path, trials: SessionTrials, predictions: Predictions) -> None:
+    """`predictions/<session>.npz`: either there and whole, or not there."""
+    classes = {
+        f"{name}_classes": np.array(given) for name, given in trials.classes.items() if name in predictions
+    }
+    arrays = {name: np.asarray(values, np.float32) for name, values in predictions.items()}
+    file = folder / "predictions" / f"{trials.session}.npz"
+    file.parent.mkdir(exist_ok=True)
+    unfinished = file.with_name(file.name + ".unfinished")
+    with open(unfinished, "wb") as stream:
+        np.savez_compressed(stream, trial_index=trials.trial_index, **classes, **arrays)
+    unfinished.replace(file)
+
+
+def score(file: Path, recordings: Recordings, split: str) -> dict[str, float]:
+    """Metrics of predictions that were written; the null of `_train_null` is the mean of what was fitted on."""
+    session = file.stem
+    trials = recordings.trials(session, split)
+    with np.load(file) as arrays:
+        known = ("log_rates", *trials.continuous, *trials.classes)
+        predictions = {name: arrays[name] for name in known if name in arrays}
+    null_rates = recordings.trials(session, "train").spike_counts.mean((0, 1))
+    metrics = score_predictions(predictions, trials, null_rates)
+    if "log_rates" not in predictions or len(predictions) == 1:
+        del metrics["mean"]  # of encoding and decoding
+    return metrics
+
+
+def unimodal(
+    task: str,
+    recordings: Recordings,
+    split: str,
+    folder: Path,
+    preset: str,
+    args: NEDSTrainingArguments,
+    settings: dict,
+) -> Predictions:
+    """What NEDS that is trained on this one session for one task alone predicts."""
+    args = copy.copy(args)
+    args.output_dir = str(folder)
+    args.metric_for_best_model = BEST[task]
+    trained = recordings.trained_on(args.train_splits)
+    model, processor, configuration = prepare(
+        trained, args, preset, {**settings, "scheme_weights": {task: 1.0}}
+    )
+    if not start_run(folder, configuration):
+        fit(model, processor, trained, args, configuration, [DecodingMean()])
+    model, processor = load_model(str(folder))
+    return predict(model, processor, split_loader(processor, recordings, split), task)
+
+
+class DecodingMean(TrainerCallback):
+    """Adds the mean of all R² and accuracies to the metrics on validation trials, to choose a checkpoint by."""
+
+    def on_evaluate(self, args, state, control, metrics, **kwargs):
+        names = [name for name in metrics if is_headline(name.removeprefix("eval_"))]
+        decoding = [
+            metrics[name] for name in names if name != BEST["encoding"] and np.isfinite(metrics[name])
+        ]
+        metrics[BEST["decoding"]] = float(np.mean(decoding)) if decoding else 0.0

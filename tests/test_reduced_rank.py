@@ -1,0 +1,148 @@
+"""Reduced-rank regression against closed forms, and on sessions whose low-rank truth is planted."""
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+from small_grids import use_small_grids
+
+from neds_hf.analysis import reduced_rank as module
+from neds_hf.analysis.decoding import decode_continuous
+from neds_hf.analysis.encoding import encode_linear
+from neds_hf.analysis.reduced_rank import decode, encode, fit_decoding, fit_encoding, reduced_rank
+from neds_hf.data.trials import SessionTrials
+from neds_hf.metrics.functional import accuracy, bits_per_spike, r2_beyond_average
+
+NUM_BINS, NUM_UNITS = 20, 40
+# How two latents that all animals share drive the wheel: their own shape in time.
+SHAPES = np.exp(-0.5 * ((np.arange(NUM_BINS) - np.array([[6], [13]])) / 2) ** 2)
+
+
+def planted(num_trials: int, seed: int, animal: int = 0) -> tuple[SessionTrials, np.ndarray]:
+    """Two numbers a trial are the sizes of the wheel's two bumps and drive all units at their times, by weights
+    that are the animal's own; which one is greater is the choice. Also the true rates."""
+    of_animal, rng = np.random.default_rng(100 + animal), np.random.default_rng(seed)
+    weights = of_animal.normal(size=(2, NUM_UNITS)) * 0.35
+    latents = rng.normal(size=(num_trials, 2))
+    rates = 0.6 + np.einsum("bl,ln,lt->btn", latents, weights, SHAPES)
+    wheel = latents @ SHAPES
+    return SessionTrials(
+        session=f"animal {animal}",
+        trial_index=np.arange(num_trials),
+        spike_counts=rng.poisson(np.maximum(rates, 0.02)).astype(np.uint8),
+        continuous={"wheel": (3 + wheel + 0.3 * rng.normal(size=wheel.shape)).astype(np.float32)},
+        categorical={"choice": (latents[:, 0] > latents[:, 1]).astype(np.int64)},
+        classes={"choice": ("right", "left")},
+    ), np.maximum(rates, 0.02)
+
+
+def decoded(trains, tests, name, seed=0):
+    features = [module._decoding_features(train, test) for train, test in zip(trains, tests)]
+    return decode(name, features, trains, seed)
+
+
+def test_without_penalty_encoding_is_the_closed_form():
+    """Rank r: the fit of full rank, projected on its first r principal directions (Izenman 1975)."""
+    rng = np.random.default_rng(0)
+    x, noise = rng.normal(size=(300, 6)), rng.normal(size=(300, 9))
+    y = x @ rng.normal(size=(6, 3)) @ rng.normal(size=(3, 9)) + noise
+    full = np.linalg.lstsq(x, y)[0]
+    _, _, directions = np.linalg.svd(x @ full)
+    for rank in (1, 2, 6):
+        expected = full @ directions[:rank].T @ directions[:rank]
+        (found,) = fit_encoding([(300, x.T @ x / 300, x.T @ y / 300)], rank, 1e-8, seed=0)
+        np.testing.assert_allclose(found, expected, atol=1e-2)
+        assert np.linalg.matrix_rank(found, tol=1e-6) == rank
+
+
+def test_without_penalty_and_with_full_rank_decoding_is_least_squares():
+    rng = np.random.default_rng(1)
+    x = torch.from_numpy(rng.normal(size=(200, 2, 3)))
+    y = (
+        x.flatten(1) @ torch.from_numpy(rng.normal(size=(6, 4)))
+        + 5
+        + torch.from_numpy(rng.normal(size=(200, 4)))
+    )
+    design = np.concatenate([x.flatten(1), np.ones((200, 1))], axis=1)
+    expected = design @ np.linalg.lstsq(design, y.numpy())[0]
+    (decoder,) = fit_decoding([x.float()], [y.float()], 4, 3, 1e-7, seed=0)
+    np.testing.assert_allclose(decoder(x.float()), expected, atol=0.02)
+
+
+def test_without_activity_classes_have_their_share():
+    classes = torch.tensor([0] * 6 + [2] * 2)
+    (decoder,) = fit_decoding([torch.zeros(8, 2, 3)], [classes], 3, 2, 0.01, seed=0)
+    np.testing.assert_allclose(decoder(torch.zeros(1, 2, 3)).softmax(1), [[0.75, 0, 0.25]], atol=0.01)
+
+
+def test_a_planted_low_rank_is_found_in_few_trials_better_than_by_ridge():
+    train, (test, true_rates) = planted(30, 0)[0], planted(200, 1)
+    wheel = test.continuous["wheel"]
+    (low_rank,) = decoded([train], [test], "wheel")
+    ridge = decode_continuous(train, test, 0)["wheel"]
+    assert r2_beyond_average(low_rank, wheel) > r2_beyond_average(ridge, wheel) + 0.02
+    (choice,) = decoded([train], [test], "choice")
+    assert accuracy(choice.argmax(1), test.categorical["choice"]) > 0.8
+    (log_rates,) = encode([train], [test], 0)
+    bits, linear, attainable = (
+        bits_per_spike(values, test.spike_counts).mean()
+        for values in (log_rates, encode_linear(train, test, 0), np.log(true_rates))
+    )
+    assert bits > linear + 0.05 * attainable
+
+
+def test_what_animals_share_is_learned_from_all_of_them(monkeypatch):
+    """A dozen trials of each of four animals: too few to know the wheel's two bumps from one, but from all."""
+    use_small_grids(monkeypatch)
+    trains = [planted(14, animal, animal)[0] for animal in range(4)]
+    tests = [planted(150, 50 + animal, animal)[0] for animal in range(4)]
+    together = decoded(trains, tests, "wheel")
+    alone = [decoded([train], [test], "wheel")[0] for train, test in zip(trains, tests)]
+    gains = [
+        r2_beyond_average(one, test.continuous["wheel"]) - r2_beyond_average(other, test.continuous["wheel"])
+        for one, other, test in zip(together, alone, tests)
+    ]
+    assert np.mean(gains) > 0.02
+    encoded, encoded_alone = encode(trains, tests, 0), [encode([t], [e], 0)[0] for t, e in zip(trains, tests)]
+    gains = [
+        np.mean(bits_per_spike(one, test.spike_counts) - bits_per_spike(other, test.spike_counts))
+        for one, other, test in zip(encoded, encoded_alone, tests)
+    ]
+    assert np.mean(gains) > 0.001
+
+
+def test_each_session_has_its_own_units_trials_and_missing_behavior(monkeypatch):
+    """The second has no wheel and five units; predictions of the first do not become those of the second."""
+    use_small_grids(monkeypatch)
+    (one, _), (other, _) = planted(20, 0), planted(15, 1, 1)
+    other = replace(
+        other,
+        spike_counts=other.spike_counts[..., :5],
+        continuous={"wheel": np.full_like(other.continuous["wheel"], np.nan)},
+        categorical={"choice": np.where(np.arange(15) % 3, other.categorical["choice"], -1)},
+    )
+    predictions = reduced_rank([one, other], [one, other], 0)
+    assert [p["log_rates"].shape for p in predictions] == [(20, 20, 40), (15, 20, 5)]
+    assert [p["wheel"].shape for p in predictions] == [(20, 20), (15, 20)]
+    assert np.isfinite(predictions[0]["wheel"]).all() and np.isnan(predictions[1]["wheel"]).all()
+    for session, predicted in zip((one, other), predictions):
+        assert np.isfinite(predicted["log_rates"]).all()
+        np.testing.assert_allclose(predicted["choice"].sum(1), 1, rtol=1e-5)
+        known = session.categorical["choice"] >= 0
+        right = predicted["choice"].argmax(1)[known] == session.categorical["choice"][known]
+        assert right.mean() > 0.7
+
+
+def test_trials_of_the_test_reach_only_their_own_predictions(monkeypatch):
+    use_small_grids(monkeypatch)
+    train, test = planted(20, 0)[0], planted(6, 1)[0]
+    (first,) = reduced_rank([train], [test], 0)
+    wild = replace(
+        test,
+        spike_counts=np.where(np.arange(6)[:, None, None], 9, test.spike_counts),
+        continuous={"wheel": np.where(np.arange(6)[:, None], 50, test.continuous["wheel"])},
+    )
+    (other,) = reduced_rank([train], [wild], 0)
+    for name, values in first.items():
+        np.testing.assert_allclose(other[name][0], values[0], rtol=1e-5, atol=1e-6)
+        assert name == "choice" or not np.allclose(other[name][1:], values[1:], rtol=1e-3)
