@@ -1,7 +1,6 @@
 """`neds search`: tiny real searches, every flag of its own, kills, and what is wrong with its arguments."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -15,16 +14,15 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
+from hub.processes import neds
+from hub.server import Hub
 from optuna.samplers import TPESampler
 from small_dataset import TRAINING, write_dataset
-from test_push import hub
 
 from neds_hf.cli.main import main
 from neds_hf.cli.search import NUM_MODELS, RANGES, FinetuneSearch, PretrainSearch
 from neds_hf.training.search import SAMPLERS
 from neds_hf.training.sessions import load_model
-
-__all__ = ["hub"]  # a fixture
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 RECIPE = REPOSITORY / "examples/configs/search.yaml"
@@ -248,18 +246,13 @@ def test_the_lowest_loss_can_be_what_is_best(dataset, tmp_path):
     assert run_of(tmp_path)["results"]["best_validation"] == table["value"].min() > 0
 
 
-def test_only_the_best_is_pushed(dataset, tmp_path, hub):
+def test_only_the_best_is_pushed(dataset, tmp_path):
     argv = arguments(dataset, tmp_path / "out", "--trials", 2, "--push_to_hub", "--hub_model_id", "lab/neds")
-    environment = {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
-    done = subprocess.run(
-        [sys.executable, REPOSITORY / "examples/search.py", *argv, "--hub_token", "hf_none"],
-        env=os.environ | environment | {"HF_HOME": str(tmp_path / "home")},
-        capture_output=True,
-        text=True,
-        timeout=200,
-    )
+    with Hub() as hub:
+        done = neds(hub.environment(tmp_path / "home", token="hf_lab"), "search", *argv)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert len(hub.commits) == 1 and "model.safetensors" in hub.commits[0]
+    assert len(hub.commits("model", "lab/neds")) == 1
+    assert hub.files("model", "lab/neds")["run.json"] == (tmp_path / "out/best/run.json").read_bytes()
 
 
 # --- kills ---

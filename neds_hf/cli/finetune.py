@@ -7,6 +7,7 @@ from transformers import set_seed
 
 from neds_hf.cli.config import parse_settings, use_config
 from neds_hf.cli.console import print_scores
+from neds_hf.hub.push import push_run
 from neds_hf.models import NEDSModel, NEDSProcessor
 from neds_hf.training.arguments import (
     NEDSTrainingArguments,
@@ -71,6 +72,7 @@ def main(argv: list[str] | None = None) -> None:
     recordings = open_recordings(arguments.dataset).only(arguments.session).trained_on(args.train_splits)
     model, processor, configuration = prepare(recordings, args, arguments.model, arguments.strategy, settings)
     print_scores(fit(model, processor, recordings, args, configuration))
+    push_run(args)
 
 
 def prepare(

@@ -17,6 +17,7 @@ COMMANDS = {
     "baselines": "fit and score what a lab would use instead, on the same trials",
     "predict": "write predicted spikes or behaviours",
     "convert": "a checkpoint of the published code to a model folder",
+    "push": "a model or dataset folder to the Hub, in one commit",
     "demo": "the whole way on simulated mice, with a report",
 }
 

@@ -9,6 +9,7 @@ from transformers import PreTrainedConfig, set_seed
 from neds_hf.cli.config import parse_settings, use_config
 from neds_hf.cli.console import print_scores
 from neds_hf.errors import NEDSError
+from neds_hf.hub.push import push_run
 from neds_hf.models import NEDSConfig, NEDSModel, NEDSProcessor
 from neds_hf.models.configuration_neds import PRESETS
 from neds_hf.models.processing_neds import SCALINGS
@@ -67,6 +68,7 @@ def main(argv: list[str] | None = None) -> None:
     recordings = recordings.trained_on(args.train_splits)
     model, processor, configuration = prepare(recordings, args, arguments.preset, values, arguments.scaling)
     print_scores(fit(model, processor, recordings, args, configuration))
+    push_run(args)
 
 
 def prepare(

@@ -17,6 +17,7 @@ from neds_hf.cli import finetune, pretrain
 from neds_hf.cli.config import parse_settings, use_config
 from neds_hf.cli.console import print_scores
 from neds_hf.errors import NEDSError
+from neds_hf.hub.push import push_run
 from neds_hf.models import NEDSConfig
 from neds_hf.training.arguments import parse_training_arguments, training_parser
 from neds_hf.training.fit import configuration_of, fit
@@ -286,7 +287,9 @@ def train(
     else:
         prepared = finetune.prepare(recordings, args, arguments.model, arguments.strategy, values)
     model, processor, configuration = prepared
-    return fit(model, processor, recordings, args, configuration, callbacks)
+    scores = fit(model, processor, recordings, args, configuration, callbacks)
+    push_run(args)
+    return scores
 
 
 def words_of(settings: dict[str, str]) -> list[str]:

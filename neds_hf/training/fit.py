@@ -76,9 +76,14 @@ def fit(
         Session to its test metrics; empty without a test split.
 
     Raises:
-        NEDSError: The folder holds this very run, finished, or a run of another configuration.
+        NEDSError: The folder holds this very run, finished, or a run of another configuration; or, with
+            `args.push_to_hub`, there is no repository for it. `neds_hf.hub.push.push_run` then fills it.
     """
     folder = Path(args.output_dir)
+    if args.push_to_hub and args.hub_strategy != "end":
+        raise NEDSError(
+            f"--hub_strategy {args.hub_strategy.value}: a run is pushed at its end, never half of it"
+        )
     logging.disable_progress_bar()  # of weights being read and written: a few milliseconds
     # It warns that it orders checkpoints by number, not by time.
     logging.get_logger("transformers.trainer_utils").setLevel(logging.ERROR)
@@ -88,7 +93,7 @@ def fit(
         checkpoint = args.resume_from_checkpoint or last_checkpoint(folder)
     trainer = NEDSTrainer(model, args, processor, recordings, callbacks=list(callbacks))
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    trainer.save_model(_internal_call=True)  # or it would push, before there are test metrics to push
+    trainer.save_model(_internal_call=True)  # or it would push
     trainer.save_state()
     scores = {}
     if args.should_save:
@@ -102,8 +107,6 @@ def fit(
         for rest in folder.glob("checkpoint-*"):
             shutil.rmtree(rest)
         trainer.create_model_card()
-    if args.push_to_hub:
-        trainer.push_to_hub()
     return scores
 
 

@@ -88,7 +88,9 @@ class NEDSTrainer(Trainer):
         try:
             super().init_hf_repo(token, private)
         except (HTTPError, OSError, ValueError) as error:
-            raise NEDSError(f"--push_to_hub: no repository to push to: {' '.join(str(error).split())}") from error
+            raise NEDSError(
+                f"--push_to_hub: no repository to push to: {' '.join(str(error).split())}"
+            ) from error
 
     def _save(self, output_dir=None, state_dict=None) -> None:
         # Not as processing_class: the Trainer takes every processor to hold a tokenizer.
