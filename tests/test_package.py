@@ -78,7 +78,9 @@ def test_only_declared_packages_are_imported():
     extras = project["optional-dependencies"]
     declared = {Requirement(text).name.lower() for text in [*project["dependencies"], *extras["ibl"]]}
     declared |= {
-        Requirement(text).name.lower() for name in ("report", "evaluate", "search", "ray") for text in extras[name]
+        Requirement(text).name.lower()
+        for name in ("report", "evaluate", "search", "ray")
+        for text in extras[name]
     }
     names = {"one-api": "one", "pyyaml": "yaml", "scikit-learn": "sklearn"}
     allowed = {names.get(name, name) for name in declared} | {"neds_hf", *sys.stdlib_module_names}
