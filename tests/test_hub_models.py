@@ -69,7 +69,7 @@ def folder(hub, dataset, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def loaded(hub, folder, home, tmp_path_factory):
+def loaded(hub, dataset, folder, home, tmp_path_factory):
     """What a process with this package gets from repositories and names, without a token but where it is said."""
     larger = shutil.copytree(folder, tmp_path_factory.mktemp("larger") / "neds-ibl")
     config = json.loads((larger / "config.json").read_text()) | {"mask_ratio": 0.7}
@@ -79,7 +79,21 @@ def loaded(hub, folder, home, tmp_path_factory):
         assert neds(lab, "push", *argv).returncode == 0
     script = f"""
 import neds_hf, neds_hf.models
+from datasets import load_dataset
+from neds_hf.data.collator import NEDSCollator
 from neds_hf.models import NEDSConfig, NEDSModel, NEDSProcessor
+from transformers import Trainer, TrainingArguments
+
+model, processor = AutoModel.from_pretrained("lab/neds-ibl"), AutoProcessor.from_pretrained("lab/neds-ibl")
+rows = load_dataset({str(dataset)!r}, split="train").select(range(4))  # of `ann`
+arguments = TrainingArguments(
+    "trained", max_steps=1, learning_rate=0.0, remove_unused_columns=False, report_to="none", use_cpu=True,
+    disable_tqdm=True, push_to_hub=True, hub_model_id="lab/by-trainer", hub_token="hf_lab",
+)
+trainer = Trainer(model, arguments, data_collator=NEDSCollator(processor), train_dataset=rows)
+trainer.train()
+trainer.push_to_hub()
+processor.push_to_hub("lab/by-trainer", token="hf_lab")
 
 mask_ratios = [
     kind.from_pretrained("lab/neds-ibl", revision="v2") for kind in (AutoConfig, AutoModel)
@@ -87,6 +101,7 @@ mask_ratios = [
 print(json.dumps({{
     "folder": auto({str(folder)!r}),
     "hub": auto("lab/neds-ibl"),
+    "trainer": auto("lab/by-trainer"),
     "v2": [getattr(found, "config", found).mask_ratio for found in mask_ratios],
     "no token": error_of(auto, "lab/secret"),
     "load without token": error_of(neds_hf.load, "secret"),
@@ -126,6 +141,10 @@ def test_what_the_hub_gives_predicts_as_the_folder_does(loaded):
     assert loaded["hub"] == loaded["load"] == loaded["load by organisation"] == loaded["folder"]
 
 
+def test_what_a_plain_trainer_pushed_loads(loaded):
+    np.testing.assert_allclose(loaded["trainer"], loaded["folder"], atol=1e-6)  # its learning rate was 0
+
+
 def test_a_revision(loaded):
     assert loaded["v2"] == [0.7, 0.7, 0.7]
 
@@ -149,12 +168,24 @@ def test_a_name_that_is_nowhere_says_the_three_ways_at_once(loaded):
 
 def test_without_this_package_the_code_of_the_repository_is_trusted(hub, loaded, tmp_path):
     script = """
-options = {"trust_remote_code": True}
-print(json.dumps([auto("lab/neds-ibl", **options), auto("lab/secret", token="hf_lab", **options)]))
+sources = {"lab/neds-ibl": {}, "lab/secret": {"token": "hf_lab"}, "lab/by-trainer": {}}
+print(json.dumps([auto(name, trust_remote_code=True, **token) for name, token in sources.items()]))
 """
     block = "import sys; sys.modules['neds_hf'] = None  # importing it raises\n"
     predicted = result_of(hub.environment(tmp_path), block + PREDICT + script, cwd=tmp_path)
-    assert predicted == [loaded["folder"]] * 2
+    assert predicted == [loaded["folder"], loaded["folder"], loaded["trainer"]]
+
+
+def test_finetuning_from_the_hub_to_the_hub(hub, dataset, folder, finetune_arguments, home, tmp_path):
+    lab = hub.environment(home, token="hf_lab")
+    assert neds(lab, "push", dataset, "lab/recordings").returncode == 0
+    argv = finetune_arguments("lab/neds-ibl", tmp_path / "cat")
+    argv[argv.index("--dataset") + 1] = "lab/recordings"
+    done = neds(lab, "finetune", *argv, "--push_to_hub", "--hub_private_repo", "true")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert hub.repositories["model", "lab/cat"].private
+    files = hub.files("model", "lab/cat")
+    assert files.keys() == FOLDER and json.loads(files["config.json"])["session_ids"] == ["ann", "cat"]
 
 
 def test_what_was_downloaded_once_loads_offline(hub, loaded, home):

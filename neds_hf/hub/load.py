@@ -29,7 +29,7 @@ def load(name: str | Path, revision: str | None = None) -> tuple[NEDSModel, NEDS
     """
     cache = Path(os.environ.get("NEDS_HF_HOME", "~/.cache/neds_hf")).expanduser()
     for folder in (Path(name), cache / name):
-        if (folder / "config.json").exists():
+        if folder.is_dir():
             return load_model(str(folder))
     organisation = os.environ.get("NEDS_HF_ORGANISATION")
     repository = f"{organisation}/{name}" if organisation and "/" not in str(name) else str(name)

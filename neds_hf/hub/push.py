@@ -5,7 +5,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
-from huggingface_hub.errors import HTTPError, RepositoryNotFoundError
+from huggingface_hub.errors import HTTPError
 from huggingface_hub.utils import logging
 
 from neds_hf.cards.model import write_model_card
@@ -138,7 +138,5 @@ def stale(there: Iterable[str], files: Iterable[str], kind: str) -> list[str]:
 
 def reason(error: BaseException) -> str:
     """What lies behind an error of the Hub's client, in one line."""
-    if isinstance(error, RepositoryNotFoundError):
-        return "there is no such repository, or no permission to see it"
     root = error.__cause__ or error.__context__ if type(error) is RuntimeError else error
     return f"{type(root).__name__}: {' '.join(str(root).split())}"

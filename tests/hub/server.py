@@ -13,7 +13,7 @@ import threading
 from dataclasses import dataclass, field
 from hashlib import sha1, sha256
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote
 
 import yaml
 
@@ -126,7 +126,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def handle_any(self):
         self.path, _, self.query = self.path.partition("?")
-        self.path = unquote(urlsplit(self.path).path)
+        self.path = unquote(self.path)
         request = f"{self.command} {self.path}"
         size = int(self.headers.get("Content-Length", 0))
         with self.hub.lock:
@@ -138,7 +138,7 @@ class Handler(BaseHTTPRequestHandler):
                     self.close_connection = True
                     self.connection.shutdown(socket.SHUT_RDWR)
                     return
-        self.body = self.read_body(size)
+        self.body = self.rfile.read(size)
         try:
             with self.hub.lock:
                 self.route()
@@ -147,16 +147,6 @@ class Handler(BaseHTTPRequestHandler):
             self.send(status, {"error": message}, {"X-Error-Code": code, "X-Error-Message": message})
 
     do_GET = do_HEAD = do_POST = do_PUT = handle_any
-
-    def read_body(self, size: int) -> bytes:
-        if self.headers.get("Transfer-Encoding") != "chunked":
-            return self.rfile.read(size)
-        parts = []
-        while chunk := int(self.rfile.readline(), 16):
-            parts.append(self.rfile.read(chunk))
-            self.rfile.readline()
-        self.rfile.readline()
-        return b"".join(parts)
 
     def route(self):
         for method, pattern, answer in ROUTES:
@@ -276,13 +266,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def paths_info(self, kind: str, name: str, revision: str):
         files = self.repository(kind, name).at(revision).files
-        if "json" in self.headers.get("Content-Type", ""):
-            paths = json.loads(self.body)["paths"]
-        else:  # as a form: paths=a&paths=b
-            pairs = (pair.partition("=") for pair in self.body.decode().split("&"))
-            paths = [unquote(value.replace("+", " ")) for key, _, value in pairs if key == "paths"]
         found = []
-        for path in paths:
+        for path in parse_qs(self.body.decode())["paths"]:
             if path in files:
                 found.append(entry(path, files[path]))
             elif any(file.startswith(f"{path}/") for file in files):
