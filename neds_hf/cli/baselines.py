@@ -2,21 +2,21 @@
 
 import copy
 import sys
-from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
-from neds_hf.analysis.baselines import METHODS, MIN_TRIALS, MULTI_SESSION, Predictions, predict_tests
+from neds_hf.analysis.baselines import METHODS, MULTI_SESSION, Predictions, predict_tests
 from neds_hf.analysis.comparison import score_predictions
 from neds_hf.analysis.report import text_table
-from neds_hf.analysis.summary import grouped, is_headline, metric_label, summary
+from neds_hf.analysis.runs import Run, means_of
+from neds_hf.analysis.summary import grouped, is_headline, summary
 from neds_hf.cli.config import parse_settings
 from neds_hf.cli.pretrain import SETTABLE, PretrainArguments, prepare
+from neds_hf.cli.report import labelled, metrics_of
 from neds_hf.data.trials import SessionTrials
 from neds_hf.errors import NEDSError
 from neds_hf.models.configuration_neds import PRESETS
@@ -77,34 +77,23 @@ def main(argv: list[str] | None = None) -> None:
     recordings = open_recordings(arguments.dataset, arguments.dataset_config)
     if arguments.session:
         recordings = recordings.only(arguments.session)
-    check(recordings, arguments.split)
+    if arguments.split in args.train_splits:
+        raise NEDSError(
+            f"--train_splits has the {arguments.split} trials, which are to be predicted (--split)"
+        )
     several = len(recordings.session_ids) > 1
     methods = arguments.methods or [method for method in METHODS if several or method != MULTI_SESSION]
-    scores = {}
-    with tqdm(total=len(methods) * len(recordings.session_ids), unit="fit") as progress:
+    runs, fits = [], len(methods) * len(recordings.session_ids)
+    with tqdm(total=fits, unit="fit", disable=args.disable_tqdm) as progress:
         for method in methods:
-            scores[method] = run_method(method, recordings, arguments, args, settings, progress)
-    means = pd.DataFrame.from_dict(
-        {m: mean_table(of_sessions) for m, of_sessions in scores.items()}, orient="index"
-    )
-    for group, names in grouped(means).items():
+            scores = run_method(method, recordings, arguments, args, settings, progress)
+            runs.append(Run(method, Path(args.output_dir) / method, scores))
+    for group, names in grouped(metrics_of(runs)).items():
         if names:
-            table = means[names].rename(columns=metric_label)
+            table = labelled(means_of(runs, names, recordings.session_ids).dropna(how="all"))
             print(
                 f"\n{group.capitalize()}, {arguments.split} trials\n\n{text_table(table, heading_width=14)}"
             )
-
-
-def check(recordings: Recordings, split: str) -> None:
-    """Raise NEDSError for what would stop a later fit."""
-    for name, least in (("train", MIN_TRIALS), (split, 1)):
-        trials = Counter(recordings.split(name).with_format("arrow")["session"][:].to_pylist())
-        for session in recordings.session_ids:
-            if trials[session] < least:
-                raise NEDSError(
-                    f"{recordings.source}: a baseline of session {session} needs {least} {name} trials, "
-                    f"found {trials[session]}"
-                )
 
 
 def run_method(
@@ -154,8 +143,9 @@ def run_method(
 
 def with_validation(recordings: Recordings, split: str) -> Recordings:
     """With the validation trials among the training trials, unless they are to be predicted or there are none."""
-    spare = [name for name in ("validation",) if name in recordings.splits and name != split]
-    return recordings.trained_on(["train", *spare])
+    if split == "validation" or "validation" not in recordings.splits:
+        return recordings
+    return recordings.trained_on(["train", "validation"])
 
 
 def configuration(
@@ -232,8 +222,12 @@ class DecodingMean(TrainerCallback):
     """Adds the mean of all R² and accuracies to the metrics on validation trials, to choose a checkpoint by."""
 
     def on_evaluate(self, args, state, control, metrics, **kwargs):
-        names = [name for name in metrics if is_headline(name.removeprefix("eval_"))]
         decoding = [
-            metrics[name] for name in names if name != BEST["encoding"] and np.isfinite(metrics[name])
+            value
+            for name, value in metrics.items()
+            if "/" not in name  # not of one session
+            and is_headline(name.removeprefix("eval_"))
+            and name != BEST["encoding"]
+            and np.isfinite(value)
         ]
         metrics[BEST["decoding"]] = float(np.mean(decoding)) if decoding else 0.0
