@@ -23,7 +23,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Features
-from huggingface_hub import DatasetCardData
+from huggingface_hub import DatasetCard, DatasetCardData
 from tqdm.auto import tqdm
 
 from neds_hf.cards.rendering import origin_in_words, render
@@ -90,7 +90,7 @@ def convert(
     out = Path(out)
     _check_session_ids([source.session for source in sources])
     conversion = _conversion(options, behaviors)
-    marks = _read_marks(out)
+    marks = provenances(out)
     for session, mark in marks.items():
         _check_same_conversion(out, session, mark, conversion)
     _remove_uncommitted(out, marks)
@@ -205,6 +205,25 @@ def _size_category(rows: int) -> str:
     return next((name for limit, name in below if rows < limit), "n>1M")
 
 
+def provenances(out: Path) -> dict[str, dict]:
+    """Session to how it was converted (`fingerprint` of its source, `options`, `behaviors`, `version` and what the
+    reader noted), for the sessions that `out` holds.
+    """
+    if not any((out / "sessions").glob("*.parquet")):
+        return {}
+    sessions = _read_sessions(out)
+    return dict(zip(sessions["session"], map(json.loads, sessions["provenance"])))
+
+
+def held_out_sessions(out: Path) -> list[str]:
+    """Sessions of the config `held_out` of a dataset folder."""
+    configs = {
+        config["config_name"]: config for config in DatasetCard.load(Path(out) / "README.md").data.configs
+    }
+    files = configs.get("held_out", {"data_files": [{"path": []}]})["data_files"][0]["path"]
+    return [Path(file).stem for file in files]
+
+
 def trial_files(out: Path, split: str, sessions: Iterable[str]) -> list[Path]:
     """Trial files of a split that exist, for these sessions."""
     files = [Path(out) / "trials" / split / f"{session}.parquet" for session in sessions]
@@ -242,14 +261,6 @@ def _conversion(options: ConversionOptions, behaviors: Behaviors) -> dict:
 def _read_sessions(out: Path) -> pd.DataFrame:
     files = sorted((Path(out) / "sessions").glob("*.parquet"))
     return pd.concat([pq.read_table(file).to_pandas() for file in files], ignore_index=True)
-
-
-def _read_marks(out: Path) -> dict[str, dict]:
-    """Session to the provenance of its conversion, for the sessions that `out` holds."""
-    if not any((out / "sessions").glob("*.parquet")):
-        return {}
-    sessions = _read_sessions(out)
-    return dict(zip(sessions["session"], map(json.loads, sessions["provenance"])))
 
 
 def _check_same_conversion(out: Path, session: str, mark: dict, conversion: dict) -> None:
@@ -435,6 +446,9 @@ def _frame_table(frame: pd.DataFrame, features: Features) -> pa.Table:
 def _table(columns: dict, features: Features) -> pa.Table:
     """Columns in the order and types of the features, which `datasets` finds in the schema's metadata."""
     schema = features.arrow_schema
+    # The name of a list before `datasets` 4, which later ones still read.
+    named = schema.metadata[b"huggingface"].replace(b'"_type": "List"', b'"_type": "Sequence"')
+    schema = schema.with_metadata({"huggingface": named})
     arrays = [pa.array(columns[field.name]).cast(field.type) for field in schema]
     return pa.Table.from_arrays(arrays, schema=schema)
 

@@ -1,0 +1,20 @@
+"""Convert the 84 repeated-site sessions of the paper, 10 of them held out, and publish them."""
+
+from publishing import convert_and_publish, opener, parser, run
+
+from neds_hf.data.alf import list_sessions, repeated_site_sessions
+from neds_hf.data.schema import ConversionOptions
+
+
+def main() -> None:
+    arguments = parser(f"{__doc__} With --alf: all sessions of that cache.").parse_args()
+    paper = repeated_site_sessions()
+    sessions, held_out = [*paper["pretrain"], *paper["held_out"]], paper["held_out"]
+    if arguments.alf:
+        sessions = list_sessions(opener(arguments)())
+        held_out = [session for session in held_out if session in sessions]
+    convert_and_publish(arguments, sessions, ConversionOptions(), held_out, f"{len(sessions)} sessions")
+
+
+if __name__ == "__main__":  # worker processes import this file
+    run(main)

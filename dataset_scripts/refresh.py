@@ -1,0 +1,29 @@
+"""Bring a dataset up to date with a new data release: only sessions whose files changed are converted again.
+
+Options and held-out sessions stay those of the dataset. Sessions that were dropped are tried again.
+"""
+
+import json
+
+from huggingface_hub import snapshot_download
+from publishing import conversion_of, convert_and_publish, parser, run
+
+from neds_hf.data.storage import provenances
+from neds_hf.errors import NEDSError
+
+
+def main() -> None:
+    description = f"{__doc__} With --push and no folder OUT, what is published is downloaded into it."
+    arguments = parser(description).parse_args()
+    out = arguments.out
+    if arguments.push and not out.exists():
+        snapshot_download(arguments.push, repo_type="dataset", local_dir=out)
+    if not (sessions := list(provenances(out))):
+        raise NEDSError(f"{out} is no dataset folder that could be refreshed: there is no session in it")
+    dropped = json.loads((out / "dropped_sessions.json").read_text())
+    options, held_out = conversion_of(out)
+    convert_and_publish(arguments, [*sessions, *dropped], options, held_out, "Refresh")
+
+
+if __name__ == "__main__":  # worker processes import this file
+    run(main)
