@@ -211,7 +211,10 @@ def test_a_behaviour_whose_scale_is_not_known_is_refused(error_of, tmp_path):
             ["--dataset", "DATASET", "--session", "ann", "--batch-size", "0"],
             "--batch-size must be at least 1",
         ),
-        (["--dataset", "DATASET", "--model", "nowhere"], "no model folder nowhere"),
+        (
+            ["--dataset", "DATASET", "--model", "nowhere"],
+            "no model folder nowhere; three ways to a checkpoint",
+        ),
     ],
 )
 def test_a_wrong_argument_is_one_line_and_status_2(error_of, dataset, argv, message):

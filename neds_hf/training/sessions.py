@@ -13,7 +13,7 @@ from huggingface_hub.errors import StrictDataclassError
 from neds_hf.data.schema import SPLITS, behaviors_of
 from neds_hf.data.trials import SessionTrials, session_trials
 from neds_hf.errors import NEDSError
-from neds_hf.models.configuration_neds import IBL_MODALITIES, NEDSConfig
+from neds_hf.models.configuration_neds import CHECKPOINTS, IBL_MODALITIES, NEDSConfig
 from neds_hf.models.modeling_neds import NEDSModel
 from neds_hf.models.processing_neds import NEDSProcessor
 
@@ -151,7 +151,7 @@ def load_model(source: str, settings: dict | None = None) -> tuple[NEDSModel, NE
         NEDSError: There is no such model, it is another model than NEDS, or a setting is not possible.
     """
     if not Path(source).exists() and source.count("/") != 1:
-        raise NEDSError(f"no model folder {source}")
+        raise NEDSError(f"no model folder {source}; {CHECKPOINTS}")
     try:
         config = NEDSConfig.from_pretrained(source)
         if settings:
