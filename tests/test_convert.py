@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from neds_hf.cli.main import main
 from neds_hf.models import NEDSModel, NEDSProcessor
-from neds_hf.training.sessions import freeze
+from neds_hf.training.strategies import freeze
 
 BINS, HIDDEN, INNER = 4, 8, 12
 UNITS = {"first": 2, "second": 3}  # the code pads every session to 3

@@ -4,9 +4,11 @@ import sys
 from dataclasses import dataclass, field
 
 from transformers import set_seed
+from transformers.utils import find_adapter_config_file
 
 from neds_hf.cli.config import parse_settings, use_config
 from neds_hf.cli.console import print_scores
+from neds_hf.errors import NEDSError
 from neds_hf.hub.push import push_run
 from neds_hf.models import NEDSModel, NEDSProcessor
 from neds_hf.training.arguments import (
@@ -16,14 +18,8 @@ from neds_hf.training.arguments import (
 )
 from neds_hf.training.fit import configuration_of, fit
 from neds_hf.training.runs import fingerprint_of
-from neds_hf.training.sessions import (
-    STRATEGIES,
-    Recordings,
-    add_sessions,
-    freeze,
-    load_model,
-    open_recordings,
-)
+from neds_hf.training.sessions import Recordings, add_sessions, load_model, open_recordings
+from neds_hf.training.strategies import STRATEGIES, freeze, with_adapter
 
 # What of NEDSConfig may be set: it changes the training, not the weights that there are.
 SETTABLE = (
@@ -50,7 +46,9 @@ class FinetuneArguments:
     strategy: str = field(
         default="full",
         metadata={
-            "help": "full: all weights. session: only the rows of units and the embeddings of sessions.",
+            "help": "full: all weights. session: only the rows of units and the embeddings of sessions. gradual: "
+            "these, then layer after layer from the top, then all. lora: these and low-rank updates of the "
+            "encoder; writes an adapter of the model.",
             "choices": list(STRATEGIES),
         },
     )
@@ -92,6 +90,8 @@ def prepare(
     """
     set_seed(args.seed)
     model, processor = load_model(source, settings)
+    if strategy == "lora" and find_adapter_config_file(source):
+        raise NEDSError(f"{source} is an adapter itself; --strategy lora starts from a whole model")
     configuration = configuration_of(
         args,
         recordings,
@@ -103,4 +103,8 @@ def prepare(
     )
     add_sessions(model, processor, recordings)
     freeze(model, strategy)
+    if strategy == "lora":
+        model = with_adapter(model, recordings.session_ids)
+    if strategy == "gradual":
+        args.ddp_find_unused_parameters = True  # for a time there are some
     return model, processor, configuration

@@ -18,6 +18,7 @@ from neds_hf.training.arguments import NEDSTrainingArguments
 from neds_hf.training.inference import score
 from neds_hf.training.runs import finish_run, hub_id, last_checkpoint, start_run, write_json
 from neds_hf.training.sessions import Recordings, mean_table
+from neds_hf.training.strategies import GradualUnfreezing
 from neds_hf.training.trainer import NEDSTrainer, global_batch_size
 
 # Of the training arguments, those that change the result; the rest may differ when a run goes on.
@@ -91,6 +92,8 @@ def fit(
         if start_run(folder, configuration):
             raise NEDSError(f"{folder} holds this very run, finished; choose another folder to repeat it")
         checkpoint = args.resume_from_checkpoint or last_checkpoint(folder)
+    if configuration.get("strategy") == "gradual":
+        callbacks = [GradualUnfreezing(), *callbacks]
     trainer = NEDSTrainer(model, args, processor, recordings, callbacks=list(callbacks))
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     trainer.save_model(_internal_call=True)  # or it would push

@@ -21,7 +21,7 @@ RUN_FILE = "run.json"
 
 # What the Trainer silently goes on without, or starts anew, where a checkpoint lacks it.
 CHECKPOINT_FILES = (
-    "model.safetensors",
+    "*model.safetensors",  # of an adapter, adapter_model.safetensors
     "optimizer.pt",
     "scheduler.pt",
     "rng_state*.pth",

@@ -1,7 +1,9 @@
 """Sessions of a dataset and of a model: opening the one, and bringing the other new animals."""
 
 import hashlib
+import json
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import datasets
@@ -9,6 +11,7 @@ import numpy as np
 import pandas as pd
 import torch
 from huggingface_hub.errors import StrictDataclassError
+from transformers.utils import find_adapter_config_file
 
 from neds_hf.data.schema import SPLITS, behaviors_of
 from neds_hf.data.trials import SessionTrials, session_trials
@@ -16,12 +19,7 @@ from neds_hf.errors import NEDSError
 from neds_hf.models.configuration_neds import CHECKPOINTS, IBL_MODALITIES, NEDSConfig
 from neds_hf.models.modeling_neds import NEDSModel
 from neds_hf.models.processing_neds import NEDSProcessor
-
-# What fine-tuning a new animal changes.
-STRATEGIES = {
-    "session": ("unit_", "session_"),  # rows of units, and what is a session's own
-    "full": ("",),
-}
+from neds_hf.training.runs import RUN_FILE, fingerprint_of
 
 
 @dataclass
@@ -144,14 +142,23 @@ def load_model(source: str, settings: dict | None = None) -> tuple[NEDSModel, NE
     """A model, on the GPU where there is one, and its processor.
 
     Args:
-        source: Model folder, or the id of a model repository on the Hub.
+        source: Model folder, or the id of a model repository on the Hub; of an adapter, too, which is merged into
+            the model that it was made from.
         settings: Values of NEDSConfig instead of the model's; they must leave its weights as they are.
 
     Raises:
-        NEDSError: There is no such model, it is another model than NEDS, or a setting is not possible.
+        NEDSError: There is no such model, it is another model than NEDS, or a setting is not possible; of an
+            adapter also: peft is not installed, or the model that it was made from is not there.
     """
     if not Path(source).exists() and source.count("/") != 1:
+<<<<<<< HEAD
         raise NEDSError(f"no model folder {source}; {CHECKPOINTS}")
+=======
+        raise NEDSError(f"no model folder {source}")
+    if adapter := find_adapter_config_file(source):
+        base = json.loads(Path(adapter).read_text())["base_model_name_or_path"]
+        return _load_adapter(source, base, settings)
+>>>>>>> 3b396ae (wip)
     try:
         config = NEDSConfig.from_pretrained(source)
         if settings:
@@ -169,6 +176,33 @@ def load_model(source: str, settings: dict | None = None) -> tuple[NEDSModel, NE
             f"{source} is no NEDS model: its weights or its sessions are not those of its config.json"
         )
     return model.to("cuda" if torch.cuda.is_available() else "cpu"), processor
+
+
+def _load_adapter(source: str, base: str, settings: dict | None) -> tuple[NEDSModel, NEDSProcessor]:
+    if find_spec("peft") is None:
+        raise NEDSError(f"{source} is an adapter, which needs peft: pip install 'neds_hf[lora]'")
+    from peft import PeftModel
+
+    try:
+        model, known = load_model(base, settings)
+    except NEDSError as error:
+        raise NEDSError(f"{source} is an adapter of {base}: {error}") from error
+    run = Path(source, RUN_FILE)
+    if run.exists():
+        made_from = json.loads(run.read_text())["configuration"]["model_fingerprint"]
+        if made_from != fingerprint_of(model):
+            raise NEDSError(f"{source} is an adapter of {base}, whose weights are no longer the same")
+    try:
+        processor = NEDSProcessor.from_pretrained(source)
+        units = {session["session"]: len(session["units"]) for session in processor.sessions}
+        model.add_sessions({session: units[session] for session in list(units)[len(known.sessions) :]})
+        model = PeftModel.from_pretrained(model, source).merge_and_unload()
+    except (OSError, ValueError, RuntimeError, IndexError) as error:
+        reason = " ".join(str(error).split())
+        raise NEDSError(
+            f"{source} does not fit {base}, which it says it is an adapter of: {reason}"
+        ) from error
+    return model, processor
 
 
 def new_processor(recordings: Recordings, scaling: str = "z_score") -> NEDSProcessor:
@@ -260,12 +294,6 @@ def _add_statistics(processor: NEDSProcessor, recordings: Recordings, session: s
         processor.add_session(session, recordings.unit_ids(session), trials.spike_counts, trials.continuous)
     except ValueError as error:
         raise NEDSError(f"{recordings.source}: {error}") from error
-
-
-def freeze(model: NEDSModel, strategy: str) -> None:
-    """Let training change only what the strategy names (`STRATEGIES`)."""
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name.startswith(STRATEGIES[strategy]))
 
 
 def mean_table(scores: dict[str, dict[str, float]]) -> dict[str, float]:

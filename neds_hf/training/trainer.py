@@ -98,6 +98,7 @@ class NEDSTrainer(Trainer):
         if not self.args.should_save:
             return
         folder = output_dir or self.args.output_dir
+        self.model.config.save_pretrained(folder)  # an adapter comes without
         self.processor.save_pretrained(folder)
         (Path(folder) / "training_args.bin").unlink()  # a pickle; run.json says it
 
@@ -121,7 +122,8 @@ class NEDSTrainer(Trainer):
 
     def get_decay_parameter_names(self, model) -> list[str]:
         rows = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, Table)}
-        return [name for name in super().get_decay_parameter_names(model) if name not in rows]
+        names = [name for name in super().get_decay_parameter_names(model) if name not in rows]
+        return [name for name in names if "trainable_tokens" not in name]  # peft's name of an adapter's rows
 
     def training_step(self, model, inputs, num_items_in_batch=None):
         self._micro_step = self._micro_step + 1 if self._mask_step == self.state.global_step else 0
