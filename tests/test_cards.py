@@ -14,12 +14,14 @@ import pyarrow.parquet as pq
 import pytest
 from huggingface_hub import DatasetCard, EvalResult, ModelCard
 from small_dataset import write_dataset
+from tiny_alf import write_session
 
 from neds_hf.cards.model import write_model_card
 from neds_hf.cards.rendering import origin_in_words
 from neds_hf.cli.main import main
 from neds_hf.data.alf import repeated_site_sessions
 from neds_hf.data.origin import license_of, origins
+from neds_hf.data.simulation import simulate
 from neds_hf.data.storage import write_card
 from neds_hf.errors import NEDSError
 from neds_hf.models import NEDSModel, NEDSProcessor
@@ -93,6 +95,16 @@ def test_the_first_line_says_whether_recordings_were_simulated(model, found, wor
     assert origin_in_words(found) == words
     changed_data(model, origins=found)
     assert heading(model) == f"# copy: NEDS, trained on {words}"
+
+
+def test_what_is_built_from_simulated_and_from_other_alf_folders(tmp_path):
+    simulate(tmp_path / "simulated", sessions=1, trials=30, units=12)
+    write_session(tmp_path / "real", "mouse_a")
+    for kind in ("simulated", "real"):
+        out = tmp_path / f"{kind}_mice"
+        argv = ["build", out, "--alf", tmp_path / kind, "--workers", 1, "--min-rate", 0.1]
+        assert main([*map(str, argv)]) == 0
+        assert heading(out) == f"# {kind}_mice: {kind} recordings"
 
 
 def test_the_licence_is_known_of_simulations_and_of_the_public_sessions_only():
