@@ -63,7 +63,7 @@ def test_importing_the_package_loads_nothing_heavy():
 
 
 def test_the_core_needs_neither_one_nor_plotting():
-    blocked = ("one", "iblatlas", "iblutil", "matplotlib", "jinja2", "optuna", "ray")
+    blocked = ("one", "iblatlas", "iblutil", "matplotlib", "jinja2", "optuna", "peft", "ray")
     core = [
         *("models", "training.trainer", "training.fit", "data.collator", "data.builder", "data.alf"),
         *("metrics.functional", "metrics.sums", "analysis.baselines"),
@@ -79,7 +79,7 @@ def test_only_declared_packages_are_imported():
     declared = {Requirement(text).name.lower() for text in [*project["dependencies"], *extras["ibl"]]}
     declared |= {
         Requirement(text).name.lower()
-        for name in ("report", "evaluate", "search", "ray")
+        for name in ("report", "evaluate", "lora", "search", "ray")
         for text in extras[name]
     }
     names = {"one-api": "one", "pyyaml": "yaml", "scikit-learn": "sklearn"}

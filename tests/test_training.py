@@ -52,8 +52,8 @@ def make_trainer(dataset, model_folder, out, sessions=("ann", "bob"), **argument
 
 def test_a_finished_run_holds_model_processor_code_and_metrics_and_no_pickle(model_folder):
     names = {path.name for path in model_folder.iterdir()}
-    code = {"configuration_neds.py", "masking_neds.py", "modeling_neds.py", "processing_neds.py"}
-    records = {"run.json", "metrics.json", "trainer_state.json"}
+    code = {f"{part}_neds.py" for part in ("configuration", "masking", "modeling", "pipelines", "processing")}
+    records = {"run.json", "metrics.json", "trainer_state.json", "README.md"}
     assert names == {"config.json", "model.safetensors", "processor_config.json"} | code | records
 
 

@@ -151,14 +151,10 @@ def load_model(source: str, settings: dict | None = None) -> tuple[NEDSModel, NE
             adapter also: peft is not installed, or the model that it was made from is not there.
     """
     if not Path(source).exists() and source.count("/") != 1:
-<<<<<<< HEAD
         raise NEDSError(f"no model folder {source}; {CHECKPOINTS}")
-=======
-        raise NEDSError(f"no model folder {source}")
     if adapter := find_adapter_config_file(source):
         base = json.loads(Path(adapter).read_text())["base_model_name_or_path"]
         return _load_adapter(source, base, settings)
->>>>>>> 3b396ae (wip)
     try:
         config = NEDSConfig.from_pretrained(source)
         if settings:
