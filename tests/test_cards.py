@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from huggingface_hub import DatasetCard, EvalResult, ModelCard
+from safetensors.numpy import load_file
 from small_dataset import write_dataset
 from tiny_alf import write_session
 
@@ -190,6 +191,23 @@ def test_a_fine_tuned_model_names_the_one_it_started_from(model_folder, finetune
     assert "dataset `dataset`, 1 session, 5 units" in card.text
     assert "The weights that it started from are those of `model`" in card.text
     assert card.data.base_model is None
+
+
+def test_an_adapter_names_what_it_adapts_and_loads_as_its_card_says(
+    model_folder, finetune_arguments, tmp_path, monkeypatch
+):
+    pytest.importorskip("peft")
+    argv = finetune_arguments(model_folder, tmp_path / "cat")
+    assert main(["finetune", *argv, "--strategy", "lora"]) == 0
+    card = ModelCard.load(tmp_path / "cat" / "README.md")
+    assert heading(tmp_path / "cat").startswith("# cat: NEDS adapter, fine-tuned on recordings")
+    assert card.data.library_name == "peft"
+    weights = load_file(tmp_path / "cat" / "adapter_model.safetensors").values()
+    assert f"| parameters | {sum(weight.size for weight in weights)} of the adapter |" in card.text
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(snippet(tmp_path / "cat"), names)
+    assert type(names["model"]) is NEDSModel and names["wheel_speed"].shape == (2, 20)
 
 
 def test_evaluations_in_the_folder_are_on_the_card(model, dataset):

@@ -35,6 +35,7 @@ def write_model_card(folder: Path) -> None:
     run = files.get("run.json", {})
     data = run.get("data", {"origins": {}, "license": "unknown", "hub_id": None})
     base = run.get("base")
+    adapter = "adapter_config.json" in files
     scores = files.get("metrics.json", {"mean": {}, "sessions": {}})
     results = {name: value for name, value in scores["mean"].items() if value is not None}
     name = folder.resolve().name
@@ -42,7 +43,7 @@ def write_model_card(folder: Path) -> None:
         "model.md",
         ModelCardData(
             model_name=name,
-            library_name="transformers",
+            library_name="peft" if adapter else "transformers",
             pipeline_tag="other",
             license=data["license"],
             datasets=[data["hub_id"]] if data["hub_id"] else None,
@@ -54,6 +55,7 @@ def write_model_card(folder: Path) -> None:
         origin=origin_in_words(data["origins"]),
         config=config,
         processor=files["processor_config.json"],
+        adapter=adapter,
         num_parameters=_num_parameters(folder),
         run=run,
         data=data,
