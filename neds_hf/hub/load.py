@@ -3,14 +3,11 @@
 import os
 from pathlib import Path
 
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HTTPError
-
 from neds_hf.errors import NEDSError
 from neds_hf.models.configuration_neds import CHECKPOINTS
 from neds_hf.models.modeling_neds import NEDSModel
 from neds_hf.models.processing_neds import NEDSProcessor
-from neds_hf.training.sessions import load_model
+from neds_hf.training.sessions import load_model, model_folder
 
 
 def load(name: str | Path, revision: str | None = None) -> tuple[NEDSModel, NEDSProcessor]:
@@ -33,20 +30,9 @@ def load(name: str | Path, revision: str | None = None) -> tuple[NEDSModel, NEDS
             return load_model(str(folder))
     organisation = os.environ.get("NEDS_HF_ORGANISATION")
     repository = f"{organisation}/{name}" if organisation and "/" not in str(name) else str(name)
-    where = f"there is no model folder {name} here or in {cache}"
     if repository.count("/") != 1:
-        raise NEDSError(f"{where}, and NEDS_HF_ORGANISATION names no organisation on the Hub; {CHECKPOINTS}")
-    try:  # asks the Hub once, where from_pretrained would ask for up to a minute
-        return load_model(
-            snapshot_download(
-                repository,
-                revision=revision,
-                allow_patterns=["*config.json", "*.safetensors", "*.index.json"],
-            )
-        )
-    except (HTTPError, OSError, ValueError) as error:
-        if isinstance(error, NEDSError):
-            raise
         raise NEDSError(
-            f"{where}, and {repository} on the Hub cannot be had ({' '.join(str(error).split())}); {CHECKPOINTS}"
-        ) from error
+            f"there is no model folder {name} here or in {cache}, and NEDS_HF_ORGANISATION names no organisation "
+            f"on the Hub; {CHECKPOINTS}"
+        )
+    return load_model(model_folder(repository, revision))

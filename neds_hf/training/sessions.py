@@ -10,7 +10,8 @@ import datasets
 import numpy as np
 import pandas as pd
 import torch
-from huggingface_hub.errors import StrictDataclassError
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HTTPError, StrictDataclassError
 from transformers.utils import find_adapter_config_file
 
 from neds_hf.data.schema import SPLITS, behaviors_of
@@ -20,6 +21,9 @@ from neds_hf.models.configuration_neds import CHECKPOINTS, IBL_MODALITIES, NEDSC
 from neds_hf.models.modeling_neds import NEDSModel
 from neds_hf.models.processing_neds import NEDSProcessor
 from neds_hf.training.runs import RUN_FILE, fingerprint_of
+
+# What a model is loaded from.
+MODEL_FILES = ["*config.json", RUN_FILE, "*.safetensors", "*.safetensors.index.json"]
 
 
 @dataclass
@@ -138,6 +142,25 @@ def open_recordings(source: str | Path, config: str = "trials") -> Recordings:
     return recordings.only([session for session in recordings.session_ids if session in present])
 
 
+def model_folder(source: str, revision: str | None = None) -> str:
+    """The folder `source`, or that of a model repository on the Hub, downloaded unless it is there already.
+
+    Raises:
+        NEDSError: There is neither.
+    """
+    if Path(source).exists():
+        return source
+    if source.count("/") != 1:
+        raise NEDSError(f"no model folder {source}; {CHECKPOINTS}")
+    try:  # asks an unreachable Hub once, where `from_pretrained` goes on for up to minutes
+        return snapshot_download(source, revision=revision, allow_patterns=MODEL_FILES)
+    except (HTTPError, OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise NEDSError(
+            f"{source} is no model folder and no model on the Hub: {reason}; {CHECKPOINTS}"
+        ) from error
+
+
 def load_model(source: str, settings: dict | None = None) -> tuple[NEDSModel, NEDSProcessor]:
     """A model, on the GPU where there is one, and its processor.
 
@@ -150,20 +173,19 @@ def load_model(source: str, settings: dict | None = None) -> tuple[NEDSModel, NE
         NEDSError: There is no such model, it is another model than NEDS, or a setting is not possible; of an
             adapter also: peft is not installed, or the model that it was made from is not there.
     """
-    if not Path(source).exists() and source.count("/") != 1:
-        raise NEDSError(f"no model folder {source}; {CHECKPOINTS}")
-    if adapter := find_adapter_config_file(source):
+    folder = model_folder(source)
+    if adapter := find_adapter_config_file(folder):
         base = json.loads(Path(adapter).read_text())["base_model_name_or_path"]
-        return _load_adapter(source, base, settings)
+        return _load_adapter(folder, base, settings)
     try:
-        config = NEDSConfig.from_pretrained(source)
+        config = NEDSConfig.from_pretrained(folder)
         if settings:
             config = NEDSConfig.from_dict(config.to_dict() | settings)
-        model, loading = NEDSModel.from_pretrained(source, config=config, output_loading_info=True)
-        processor = NEDSProcessor.from_pretrained(source)
+        model, loading = NEDSModel.from_pretrained(folder, config=config, output_loading_info=True)
+        processor = NEDSProcessor.from_pretrained(folder)
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
-        raise NEDSError(f"{source} is no model folder and no model on the Hub: {reason}") from error
+        raise NEDSError(f"{source} is no model folder: {reason}") from error
     except StrictDataclassError as error:
         reason = " ".join(str(error).split())
         raise NEDSError(f"the model {source} cannot be configured so: {reason}") from error
