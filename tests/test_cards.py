@@ -238,6 +238,12 @@ def test_a_model_saved_without_a_run_gets_a_card_without_claims(model_folder, tm
     assert heading(tmp_path / "bare") == "# bare: NEDS, trained on recordings that this folder does not name"
     assert card.data.eval_results is None and "## Results" not in card.text
     assert "## What it was trained on" not in card.text
+    # A run of before runs noted their data.
+    run = json.loads((model_folder / "run.json").read_text())
+    del run["data"], run["base"]
+    (tmp_path / "bare" / "run.json").write_text(json.dumps(run))
+    write_model_card(tmp_path / "bare")
+    assert heading(tmp_path / "bare") == "# bare: NEDS, trained on recordings that this folder does not name"
     (tmp_path / "bare" / "processor_config.json").unlink()
     with pytest.raises(NEDSError, match=r"bare is no model folder: it has no processor_config\.json"):
         write_model_card(tmp_path / "bare")
