@@ -236,7 +236,8 @@ def test_a_model_saved_without_a_run_gets_a_card_without_claims(model_folder, tm
     write_model_card(tmp_path / "bare")
     card = ModelCard.load(tmp_path / "bare" / "README.md")
     assert heading(tmp_path / "bare") == "# bare: NEDS, trained on recordings that this folder does not name"
-    assert card.data.eval_results is None and "## Results" not in card.text
+    assert card.data.to_dict().keys() == {"library_name", "license", "pipeline_tag", "tags"}
+    assert "## Results" not in card.text
     assert "## What it was trained on" not in card.text
     # A run of before runs noted their data.
     run = json.loads((model_folder / "run.json").read_text())
@@ -247,6 +248,22 @@ def test_a_model_saved_without_a_run_gets_a_card_without_claims(model_folder, tm
     (tmp_path / "bare" / "processor_config.json").unlink()
     with pytest.raises(NEDSError, match=r"bare is no model folder: it has no processor_config\.json"):
         write_model_card(tmp_path / "bare")
+
+
+def test_a_converted_model_names_its_source_and_the_ranges_that_it_lacks(model):
+    (model / "run.json").unlink()
+    (model / "metrics.json").unlink()
+    known = {"wheel_speed": [0, 9]}
+    sessions = {"ann": {"ranges": known | {"whisker_motion_energy": [0, 1]}}, "bob": {"ranges": known}}
+    source = {"source": "best.pt", "sha256": "ab12", "bytes": 345, "versions": {"neds_hf": "0.1.0"}}
+    (model / "conversion.json").write_text(json.dumps({**source, "sessions": sessions}))
+    write_model_card(model)
+    assert heading(model) == (
+        "# copy: NEDS, converted from a checkpoint that does not say what recordings it was trained on"
+    )
+    text = (model / "README.md").read_text()
+    assert "| source | `best.pt`, 345 bytes |\n| SHA-256 of the source | `ab12` |" in text
+    assert "The range of whisker_motion_energy was not given for every session." in text
 
 
 # --- datasets ---

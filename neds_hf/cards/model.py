@@ -39,17 +39,18 @@ def write_model_card(folder: Path) -> None:
     scores = files.get("metrics.json", {"mean": {}, "sessions": {}})
     results = {name: value for name, value in scores["mean"].items() if value is not None}
     name = folder.resolve().name
+    eval_results = _eval_results(results, data) if "name" in data else None
     card = render(
         "model.md",
         ModelCardData(
-            model_name=name,
+            model_name=name if eval_results else None,
             library_name="peft" if adapter else "transformers",
             pipeline_tag="other",
             license=data["license"],
             datasets=[data["hub_id"]] if data["hub_id"] else None,
             base_model=base["hub_id"] if base else None,
             tags=["neuroscience", "electrophysiology", "neds", *sorted({*data["origins"]} - {"unknown"})],
-            eval_results=_eval_results(results, data) if "name" in data else None,
+            eval_results=eval_results,
         ),
         name=name,
         origin=origin_in_words(data["origins"]),
