@@ -1,7 +1,7 @@
 """What the machine can do at most, and timing things beside it.
 
-Everything is timed in turns, and of the floor as of the thing the best of several times is taken: on a machine that
-others use too, that is what either takes while it is left alone.
+Everything is timed in turns, and of the floor as of the thing the best of several times is taken: on a machine
+that others use too, that is what either takes while it is left alone.
 """
 
 import re
