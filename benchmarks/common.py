@@ -1,14 +1,11 @@
-"""What the benchmarks share: running commands, scoring the linear baseline, and writing tables into a page."""
+"""What the benchmarks share: running commands, reading their scores, and writing tables into a page."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pandas as pd
-
-from neds_hf.analysis.baselines import linear_baseline
-from neds_hf.analysis.comparison import score_predictions
-from neds_hf.training.sessions import open_recordings
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE.parent / "RESULTS.md"
@@ -34,11 +31,14 @@ def neds(command: str, *arguments: object) -> None:
     subprocess.run([sys.executable, script, *map(str, arguments)], check=True)
 
 
-def score_linear(dataset: Path, session: str) -> dict[str, float]:
-    """The linear baseline of one session, on the same trials as NEDS."""
-    recordings = open_recordings(dataset).only([session]).trained_on(["train", "validation"])
-    train, test = (recordings.trials(session, split) for split in ("train", "test"))
-    return score_predictions(linear_baseline(train, test), test, train.spike_counts.mean((0, 1)))
+def scores_of_baseline(
+    method: str, dataset: Path, output: Path, *options: object
+) -> dict[str, dict[str, float]]:
+    """Fit a baseline where that is not done; session to metrics."""
+    metrics = output / method / "metrics.json"
+    if not metrics.exists():
+        neds("baselines", "--dataset", dataset, "--output", output, "--methods", method, *options)
+    return json.loads(metrics.read_text())["sessions"]
 
 
 def markdown(table: pd.DataFrame) -> str:

@@ -1,9 +1,9 @@
-"""NEDS and the linear baseline on one session, five folds: each fifth of the trials is tested once.
+"""NEDS and the baselines on one session, five folds: each fifth of the trials is tested once.
 
     python benchmarks/folds.py --recording dy016.npz --output fold_runs
 
-Both learn from the training and validation trials of a fold. Writes `folds.csv` beside this file and its table
-into RESULTS.md. What is finished is not repeated.
+All learn from the training and validation trials of a fold. Writes `folds.csv` beside this file and its table into
+RESULTS.md. What is finished is not repeated.
 """
 
 import argparse
@@ -11,12 +11,14 @@ import json
 from pathlib import Path
 
 import pandas as pd
-from common import ALONE, HERE, METRICS, RESULTS, TRAINED_ON, markdown, neds, score_linear, write_table
+from common import ALONE, HERE, METRICS, RESULTS, TRAINED_ON, markdown, neds, scores_of_baseline, write_table
 
 from neds_hf.training.sessions import open_recordings
 
 NUM_FOLDS = 5
 CSV = HERE / "folds.csv"
+BASELINES = ("linear", "reduced_rank", "poisson_glm")
+ONE_TASK = ("neds_encoding", "neds_decoding")  # the paper's ablation
 
 
 def measure(recording: Path, output: Path, seeds: list[int]) -> pd.DataFrame:
@@ -27,7 +29,10 @@ def measure(recording: Path, output: Path, seeds: list[int]) -> pd.DataFrame:
         if not dataset.exists():
             neds("build", dataset, "--arrays", recording, "--fold", fold)
         (session,) = open_recordings(dataset).session_ids
-        rows.append({"method": "linear", "fold": fold, "seed": 0, **score_linear(dataset, session)})
+        for method in (*BASELINES, *ONE_TASK):
+            training = (*TRAINED_ON, *ALONE) if method in ONE_TASK else ()
+            scores = scores_of_baseline(method, dataset, output / f"fold-{fold}" / "baselines", *training)
+            rows.append({"method": method, "fold": fold, "seed": 0, **scores[session]})
         for seed in seeds:
             run = output / f"fold-{fold}" / f"neds-{seed}"
             if not (run / "metrics.json").exists():
@@ -38,15 +43,18 @@ def measure(recording: Path, output: Path, seeds: list[int]) -> pd.DataFrame:
 
 
 def table(results: pd.DataFrame) -> str:
-    """Mean ± standard error over folds, of each fold the mean over seeds; then NEDS less linear, paired."""
+    """Mean ± standard error over folds, of each fold the mean over seeds; then NEDS less the best baseline of each
+    column, fold by fold."""
     folds = results.drop(columns="seed").groupby(["method", "fold"]).mean()
-    shown = {method: folds.loc[method] for method in ("linear", "NEDS")}
-    shown["NEDS − linear"] = shown["NEDS"] - shown["linear"]
-    texts = {
-        method: [f"{values[m].mean():.3f} ± {values[m].sem():.3f}" for m in METRICS]
-        for method, values in shown.items()
-    }
+    shown = {method: folds.loc[method] for method in (*BASELINES, *ONE_TASK, "NEDS")}
+    best = {m: max(BASELINES, key=lambda method: shown[method][m].fillna(-1).mean()) for m in METRICS}
+    shown["NEDS − best baseline"] = pd.DataFrame({m: shown["NEDS"][m] - shown[best[m]][m] for m in METRICS})
+    texts = {name: [estimate(values[m]) for m in METRICS] for name, values in shown.items()}
     return markdown(pd.DataFrame.from_dict(texts, orient="index", columns=list(METRICS.values())))
+
+
+def estimate(values: pd.Series) -> str:
+    return "" if values.isna().all() else f"{values.mean():.3f} ± {values.sem():.3f}"
 
 
 def main() -> None:

@@ -11,14 +11,16 @@ import json
 from pathlib import Path
 
 import pandas as pd
-from common import ALONE, HERE, METRICS, RESULTS, TRAINED_ON, markdown, neds, score_linear, write_table
+from common import ALONE, HERE, METRICS, RESULTS, TRAINED_ON, markdown, neds, scores_of_baseline, write_table
 
+from neds_hf.analysis.baselines import MULTI_SESSION
 from neds_hf.training.sessions import open_recordings
 
 CSV = HERE / "transfer.csv"
 PRETRAINING = ("--learning_rate", "3e-3", "--num_train_epochs", 60)
 FINE_TUNING = ("--learning_rate", "2e-3", "--num_train_epochs", 60)
-METHODS = ("linear", "alone", "fine-tuned")
+BASELINES = ("linear", "reduced_rank", "reduced_rank_multi_session", "poisson_glm")
+METHODS = (*BASELINES, "alone", "fine-tuned")
 
 
 def measure(recordings: list[Path], output: Path, num_new: int, seed: int) -> pd.DataFrame:
@@ -41,10 +43,21 @@ def measure(recordings: list[Path], output: Path, num_new: int, seed: int) -> pd
             *seeded,
             *PRETRAINING,
         )
+    baselines = {
+        method: scores_of_baseline(
+            method,
+            dataset,
+            output / "baselines",
+            "--session",
+            *(sessions if method == MULTI_SESSION else new),
+        )
+        for method in BASELINES
+    }
     rows = []
     for session in new:
-        rows.append({"session": session, "method": "linear", **score_linear(dataset, session)})
-        for method in METHODS[1:]:
+        for method in BASELINES:
+            rows.append({"session": session, "method": method, **baselines[method][session]})
+        for method in ("alone", "fine-tuned"):
             run = output / f"{method}-{session}"
             if not (run / "metrics.json").exists():
                 where = ("--dataset", dataset, "--output", run, *seeded)
@@ -66,7 +79,9 @@ def table(results: pd.DataFrame) -> str:
         f"{row.session}: {row.method}": [getattr(row, m) for m in metrics] for row in results.itertuples()
     }
     rows |= {f"**mean: {method}**": means.loc[method].tolist() for method in METHODS}
-    texts = {name: [f"{value:.3f}" for value in values] for name, values in rows.items()}
+    texts = {
+        name: ["" if pd.isna(value) else f"{value:.3f}" for value in values] for name, values in rows.items()
+    }
     columns = [METRICS[metric] for metric in metrics]
     return markdown(pd.DataFrame.from_dict(texts, orient="index", columns=columns))
 

@@ -1,0 +1,87 @@
+"""What each setting of the preset `compact` is worth: one changed at a time, on two folds of one session.
+
+    python benchmarks/ablations.py --recording dy016.npz --output fold_runs
+
+With the `--output` of `folds.py` the runs of the unchanged preset are shared. All learn from the training and
+validation trials of a fold. Writes `ablations.csv` beside this file and its table into RESULTS.md. What is
+finished is not repeated.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import pandas as pd
+from common import ALONE, HERE, METRICS, RESULTS, TRAINED_ON, markdown, neds, write_table
+
+CSV = HERE / "ablations.csv"
+FOLDS = (0, 1)
+UNCHANGED = "compact"
+EQUAL = '{"encoding": 1, "decoding": 1, "within_modality": 1, "cross_modal": 1}'
+NO_CROSS = '{"encoding": 1, "decoding": 1, "within_modality": 0, "cross_modal": 0}'
+CHANGES = {
+    UNCHANGED: (),
+    "spikes not smoothed": ("--set", "spike_smoothing=0"),
+    "spikes smoothed by 3 bins": ("--set", "spike_smoothing=3"),
+    "tokens of 1 bin": ("--set", "bins_per_token=1"),
+    "tokens of 5 bins": ("--set", "bins_per_token=5"),
+    "a token a bin of categorical behaviours too": ("--set", "categorical_tokens=bin"),
+    "rows of their own to read spikes in": ("--set", "tied_units=false"),
+    "no unit dropped": ("--set", "unit_dropout=0"),
+    "a fifth of the units dropped": ("--set", "unit_dropout=0.2"),
+    "hidden dropout 0.3": ("--set", "hidden_dropout=0.3"),
+    "weight 1 for the spikes' loss": ("--set", 'loss_weights={"spikes": 1}'),
+    "weight 2 for the block's loss": ("--set", 'loss_weights={"spikes": 8, "block": 2}'),
+    "all schemes equally often": ("--set", f"scheme_weights={EQUAL}"),
+    "no cross-modal scheme": ("--set", f"scheme_weights={NO_CROSS}"),
+    "no temporal embedding": ("--set", "temporal_embedding=false"),
+    "128 wide": ("--set", "hidden_size=128", "intermediate_size=256"),
+    "behaviour scaled to 0…1": ("--scaling", "zero_one"),
+    "300 epochs": ("--num_train_epochs", 300),
+}
+
+
+def measure(recording: Path, output: Path, seeds: list[int]) -> pd.DataFrame:
+    """A row a change, fold and seed."""
+    rows = []
+    for fold in FOLDS:
+        dataset = output / f"fold-{fold}" / "dataset"
+        if not dataset.exists():
+            neds("build", dataset, "--arrays", recording, "--fold", fold)
+        for change, options in CHANGES.items():
+            for seed in seeds:
+                name = change.replace(" ", "-") if options else "neds"
+                run = output / f"fold-{fold}" / f"{name}-{seed}"
+                if not (run / "metrics.json").exists():
+                    training = (*TRAINED_ON, *ALONE, *options)
+                    neds("pretrain", "--dataset", dataset, "--output", run, "--seed", seed, *training)
+                metrics = json.loads((run / "metrics.json").read_text())["mean"]
+                rows.append({"change": change, "fold": fold, "seed": seed, **metrics})
+    return pd.DataFrame(rows)[["change", "fold", "seed", *METRICS]]
+
+
+def table(results: pd.DataFrame) -> str:
+    """The unchanged preset's means over folds and seeds; what each change adds to them."""
+    means = results.drop(columns=["fold", "seed"]).groupby("change").mean()
+    unchanged = means.loc[UNCHANGED]
+    texts = {UNCHANGED: [f"{unchanged[metric]:.3f}" for metric in METRICS]}
+    for change in CHANGES:
+        if change != UNCHANGED:
+            difference = means.loc[change] - unchanged
+            texts[change] = [f"{difference[metric]:+.3f}" for metric in METRICS]
+    return markdown(pd.DataFrame.from_dict(texts, orient="index", columns=list(METRICS.values())))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--recording", type=Path, required=True, help="trial arrays of one session (.npz)")
+    parser.add_argument("--output", type=Path, required=True, help="folder for the datasets and the runs")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    options = parser.parse_args()
+    measure(options.recording, options.output, options.seeds).to_csv(CSV, index=False, float_format="%.5f")
+    write_table(RESULTS, "ablations", table(pd.read_csv(CSV)))
+    print(table(pd.read_csv(CSV)))
+
+
+if __name__ == "__main__":
+    main()
