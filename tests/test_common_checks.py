@@ -195,8 +195,8 @@ def test_checkpointed_gradients_are_equal_in_every_kind_of_model(style, reentran
     for checkpointing in (False, True):
         model = make_model(style, hidden_dropout=0.3).train()
         if checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": reentrant})
-            assert model.is_gradient_checkpointing
+            model.activation_checkpointing_enable({"use_reentrant": reentrant})
+            assert model.is_activation_checkpointing
         torch.manual_seed(5)
         model(**make_batch(missing=MISSING)).loss.backward()
         results.append(gradients(model))
