@@ -244,7 +244,7 @@ class _SessionDatasets:
 
 
 def _read_array(file: Path) -> np.ndarray:
-    array = np.load(file)
+    array = np.load(file, mmap_mode="r")  # most of a recording is between the trials
     return array[:, 0] if array.ndim == 2 and array.shape[1] == 1 else array
 
 

@@ -11,8 +11,6 @@ from neds_hf.errors import NEDSError
 
 # Interpolating over a longer pause between two samples would invent data.
 MAX_GAP_S = 0.1
-# Counted at once: bounds the memory of the int64 counts to 128 MiB.
-_CELLS_PER_CHUNK = 2**24
 
 
 def bin_spikes(
@@ -59,25 +57,20 @@ def bin_spikes(
 
     edges_s = starts_s[:, None] + bin_size_s * np.arange(num_bins + 1)
     first_spike = np.searchsorted(spike_times, edges_s)
-    spikes_per_bin = np.diff(first_spike, axis=1)
+    first_cell = num_clusters * np.arange(num_bins)
     counts = np.zeros((len(starts_s), num_bins, num_clusters), dtype=np.uint8)
-    trials_per_chunk = max(1, _CELLS_PER_CHUNK // max(1, num_bins * num_clusters))
-    for begin in range(0, len(starts_s), trials_per_chunk):
-        chunk = slice(begin, begin + trials_per_chunk)
-        lengths = spikes_per_bin[chunk].ravel()
-        bin_of_spike = np.repeat(np.arange(len(lengths)), lengths)
-        # Positions of the bins' spikes in the recording: a run of consecutive ones for every bin.
-        run_start = first_spike[chunk, :-1].ravel() - (np.cumsum(lengths) - lengths)
-        position = np.arange(len(bin_of_spike)) + run_start[bin_of_spike]
-        cell = bin_of_spike * num_clusters + spike_clusters[position].astype(np.int64)
-        chunk_counts = np.bincount(cell, minlength=len(lengths) * num_clusters)
-        if chunk_counts.max(initial=0) > np.iinfo(np.uint8).max:
-            worst = chunk_counts.argmax()
+    # One trial at a time: its int64 counts stay in the processor's cache.
+    for trial, first in enumerate(first_spike):
+        cell = np.repeat(first_cell, np.diff(first))
+        cell += spike_clusters[first[0] : first[-1]].astype(np.int64)
+        of_trial = np.bincount(cell, minlength=num_bins * num_clusters)
+        if of_trial.max(initial=0) > np.iinfo(np.uint8).max:
+            worst = of_trial.argmax()
             raise NEDSError(
-                f"cluster {worst % num_clusters} fires {chunk_counts[worst]} times in one bin of "
+                f"cluster {worst % num_clusters} fires {of_trial[worst]} times in one bin of "
                 f"{bin_size_s} s; counts above 255 cannot be stored, use smaller bins"
             )
-        counts[chunk] = chunk_counts.reshape(counts[chunk].shape)
+        counts[trial] = of_trial.reshape(num_bins, num_clusters)
     return counts
 
 

@@ -406,7 +406,7 @@ def _check_fits_dataset(recording: Recording, options: ConversionOptions, behavi
 
 def _trial_table(recording: Recording, rows: np.ndarray, kept: np.ndarray, behaviors: Behaviors) -> pa.Table:
     """`trials` rows (boolean masks of trials and units) as Arrow, with the features in the schema."""
-    counts = recording.spike_counts[np.ix_(rows, np.ones(recording.spike_counts.shape[1], bool), kept)]
+    counts = np.compress(kept, recording.spike_counts[rows], axis=2)
     trials, _, units = counts.shape
     columns = {
         "session": np.full(trials, recording.session),
@@ -428,11 +428,11 @@ def _trial_table(recording: Recording, rows: np.ndarray, kept: np.ndarray, behav
 
 
 def _list_array(values: np.ndarray) -> pa.ListArray:
-    """(rows, n) as a list column; a row of NaN only is null."""
+    """(rows, n) as a list column; of floats, a row of NaN only is null."""
     rows, size = values.shape
     offsets = pa.array(np.arange(rows + 1) * size, pa.int32())
-    missing = np.isnan(values).all(axis=1)
-    return pa.ListArray.from_arrays(offsets, pa.array(values.ravel()), mask=pa.array(missing))
+    missing = pa.array(np.isnan(values).all(axis=1)) if values.dtype.kind == "f" else None
+    return pa.ListArray.from_arrays(offsets, pa.array(values.ravel()), mask=missing)
 
 
 def _frame_table(frame: pd.DataFrame, features: Features) -> pa.Table:
