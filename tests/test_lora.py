@@ -11,6 +11,7 @@ from datasets import load_dataset
 from safetensors.torch import load_file, save_file
 from small_dataset import pretrain_arguments
 
+import neds_hf
 from neds_hf.cli.main import main
 from neds_hf.data.collator import NEDSCollator
 from neds_hf.errors import NEDSError
@@ -117,6 +118,13 @@ def test_peft_loads_it_and_merging_changes_nothing_but_rounding(run, model_folde
         torch.testing.assert_close(value, low_rank[name], **ROUNDING)
     merged.save_pretrained(tmp_path)
     assert_same(NEDSModel.from_pretrained(tmp_path), merged, batch)
+
+
+def test_it_loads_by_its_name_like_any_model(run, batch, monkeypatch):
+    monkeypatch.chdir(run[0].parent)
+    model, processor = neds_hf.load("adapter")
+    assert processor.session_ids == model.config.session_ids == ["ann", "bob", "cat"]
+    assert_same(model.cpu(), load_model(str(run[0]))[0].cpu(), batch)
 
 
 def test_evaluate_finds_the_metrics_of_the_training_and_predict_predicts(run, dataset, tmp_path, capsys):
