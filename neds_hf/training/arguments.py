@@ -40,6 +40,13 @@ class NEDSTrainingArguments(TrainingArguments):
             "choices": list(SPLITS),
         },
     )
+    dataloader_num_workers: int = field(
+        default_factory=lambda: 2 if torch.cuda.is_available() else 0,
+        metadata={"help": "Processes that load batches. Default: 2 where there is a GPU, else none."},
+    )
+    dataloader_persistent_workers: bool = field(
+        default=True, metadata={"help": "Keep these processes from epoch to epoch."}
+    )
     dataloader_pin_memory: bool = field(
         default_factory=torch.cuda.is_available, metadata={"help": "Default: where there is a GPU."}
     )
@@ -54,6 +61,7 @@ class NEDSTrainingArguments(TrainingArguments):
     def __post_init__(self):
         if "validation" in self.train_splits:
             self.eval_strategy, self.load_best_model_at_end = "no", False
+        self.dataloader_persistent_workers &= self.dataloader_num_workers > 0
         super().__post_init__()
 
 

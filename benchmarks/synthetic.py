@@ -1,9 +1,14 @@
-"""A session of the size of a full IBL one, as an ALF folder: noise, but as many files, spikes and samples."""
+"""Noise of the size of IBL recordings: a whole session as an ALF folder, and datasets of many sessions."""
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+
+from neds_hf.data.builder import BEHAVIORS
+from neds_hf.data.schema import IBL_CLASSES, ConversionOptions, Recording
+from neds_hf.data.storage import Source, convert
 
 PROBES = ("probe00", "probe01")
 TRIAL_S = 6.0
@@ -21,6 +26,8 @@ def write_session(
     seed: int = 0,
 ) -> Path:
     """Write a session with two probes, a wheel and two cameras into a ONE cache; return its folder.
+
+    As in a full one, there is more of every spike than a conversion reads.
 
     Args:
         cache: The folder of the cache.
@@ -66,6 +73,10 @@ def _write_probe(
     np.save(folder / "spikes.times.npy", times * (duration_s / times[-1]))
     spike_clusters = rng.choice(clusters, spikes, p=rates / rates.sum())
     np.save(folder / "spikes.clusters.npy", spike_clusters.astype(np.uint32))
+    np.save(folder / "spikes.templates.npy", spike_clusters.astype(np.uint32))
+    np.save(folder / "spikes.samples.npy", np.arange(spikes))
+    np.save(folder / "spikes.amps.npy", times)
+    np.save(folder / "spikes.depths.npy", times)
     channels = rng.integers(0, CHANNELS, clusters)
     np.save(folder / "clusters.channels.npy", channels)
     np.save(folder / "clusters.depths.npy", 10.0 * channels)
@@ -75,3 +86,37 @@ def _write_probe(
     pd.DataFrame({"uuids": uuids}).to_csv(folder / "clusters.uuids.csv", index=False)
     labels = {"cluster_id": np.arange(clusters), "label": rng.integers(0, 4, clusters) / 3}
     pd.DataFrame(labels).to_parquet(folder / "clusters.metrics.pqt")
+
+
+def write_dataset(out: Path, sessions: int, units: int, trials: int, num_bins: int = 100) -> Path:
+    """Write a dataset folder of sessions of that many units and trials, 70 % of them for training; return it.
+
+    All sessions hold the same counts, in turned order of trials.
+    """
+    options = ConversionOptions(window_s=(0.0, num_bins * ConversionOptions.bin_size_s), min_rate_hz=0)
+    rng = np.random.default_rng(0)
+    counts = rng.poisson(0.1, (trials, num_bins, units)).astype(np.uint8)
+    signals = rng.gamma(2.0, size=(2, trials, num_bins)).astype(np.float32)
+    sources = [
+        Source(f"session-{turn:02d}", "", partial(_recording, turn, counts, signals, options))
+        for turn in range(sessions)
+    ]
+    convert(out, sources, options, BEHAVIORS)
+    return out
+
+
+def _recording(turn: int, counts: np.ndarray, signals: np.ndarray, options: ConversionOptions) -> Recording:
+    session, (trials, _, units) = f"session-{turn:02d}", counts.shape
+    rng = np.random.default_rng(turn)
+    return Recording(
+        session=session,
+        spike_counts=np.roll(counts, turn, axis=0),
+        trial_index=np.arange(trials, dtype=np.int32),
+        units=pd.DataFrame({"uuid": [f"{session}/{unit}" for unit in range(units)]}),
+        window_s=options.window_s,
+        bin_size_s=options.bin_size_s,
+        align_event=options.align_event,
+        continuous=dict(zip(("wheel_speed", "whisker_motion_energy"), np.roll(signals, turn, axis=1))),
+        categorical={name: rng.integers(0, len(classes), trials) for name, classes in IBL_CLASSES.items()},
+        classes=IBL_CLASSES,
+    )

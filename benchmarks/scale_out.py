@@ -1,0 +1,133 @@
+"""Two processes with a fixed batch each, against one: what a training step takes, and why it takes longer.
+
+    python benchmarks/scale_out.py
+
+A process has one thread. Beside one process alone, two are measured that do not know of each other: what they lose
+is the machine's (shared memory bandwidth, caches, other users); what two that train together lose on top is the
+exchange of gradients. Time on the processor says what is work, and what is waiting.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from operator import itemgetter
+from pathlib import Path
+
+import datasets
+import numpy as np
+import torch
+from common import HERE
+from page import publish, row
+from synthetic import write_dataset
+from transformers import TrainerCallback
+
+from neds_hf.cli.pretrain import prepare
+from neds_hf.training.arguments import NEDSTrainingArguments
+from neds_hf.training.runs import write_json
+from neds_hf.training.sessions import open_recordings
+from neds_hf.training.trainer import NEDSTrainer
+
+TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone")
+
+
+class StepTimes(TrainerCallback):
+    """When each step ended, by the clock and by this process's time on the processor."""
+
+    def __init__(self):
+        self.ends = []
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.ends.append((time.perf_counter(), time.process_time()))
+
+
+def train(data: Path, output: Path, preset: str, batch: int, steps: int) -> None:
+    """Train a little, as one of however many processes; write the median step."""
+    torch.set_num_threads(1)
+    datasets.config.HF_DATASETS_CACHE = data.parent / "cache"
+    args = NEDSTrainingArguments(
+        output_dir=str(output.with_suffix("")),
+        per_device_train_batch_size=batch,
+        max_steps=steps + 1,
+        eval_strategy="no",
+        save_strategy="no",
+        load_best_model_at_end=False,
+        use_cpu=True,
+        disable_tqdm=True,
+    )
+    recordings = open_recordings(data)
+    model, processor, _ = prepare(recordings, args, preset, {})
+    times = StepTimes()
+    NEDSTrainer(model, args, processor, recordings, callbacks=[times]).train()
+    if args.should_save:
+        parameters = sum(weight.numel() for weight in model.parameters())
+        seconds, processor_seconds = np.median(np.diff(times.ends, axis=0), axis=0).tolist()
+        write_json(
+            output,
+            {"seconds": seconds, "processor_seconds": processor_seconds, "parameters": parameters},
+        )
+
+
+def step_times(folder: Path, way: str, options: argparse.Namespace) -> list[dict]:
+    """What each process that wrote something measured."""
+    start = TORCHRUN if way == "together" else (sys.executable,)
+    outputs = [folder / f"{way}-{number}.json" for number in range(2 if way == "apart" else 1)]
+    sizes = ("--preset", options.preset, "--batch", str(options.batch), "--steps", str(options.steps))
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    processes = [
+        subprocess.Popen(
+            [*start, __file__, "--train", folder / "data", "--output", output, *sizes], env=environment
+        )
+        for output in outputs
+    ]
+    if any([process.wait() for process in processes]):
+        raise SystemExit("a training process failed")
+    return [json.loads(output.read_text()) for output in outputs]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--preset", default="compact")
+    parser.add_argument("--batch", type=int, default=16, help="trials of a process")
+    parser.add_argument("--steps", type=int, default=30, help="steps that count")
+    parser.add_argument("--rounds", type=int, default=3, help="runs of each, in turns")
+    parser.add_argument("--units", type=int, default=370)
+    parser.add_argument("--trials", type=int, default=486)
+    parser.add_argument("--output", type=Path, default=HERE / "scale_out.json")
+    parser.add_argument("--train", type=Path, metavar="DATASET", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.train:
+        train(options.train, options.output, options.preset, options.batch, options.steps)
+        return
+    steps = {"alone": [], "apart": [], "together": []}
+    with tempfile.TemporaryDirectory() as folder:
+        write_dataset(Path(folder, "data"), 1, options.units, options.trials)
+        for _ in range(options.rounds):
+            for way, measured in steps.items():
+                measured.append(max(step_times(Path(folder), way, options), key=itemgetter("seconds")))
+    best = {way: min(measured, key=itemgetter("seconds")) for way, measured in steps.items()}
+    texts = {
+        way: f"{step['seconds']:.3g} s, {step['processor_seconds']:.3g} s on the processor"
+        for way, step in best.items()
+    }
+    ratios = {way: step["seconds"] / best["alone"]["seconds"] for way, step in best.items()}
+    gradients = 4 * best["alone"]["parameters"] / 1e6
+    rows = [
+        row(
+            f"step of `{options.preset}`, {options.batch} trials a process, two processes that train together "
+            f"(gloo, {gradients:.3g} MB of gradients); floor: one process alone",
+            texts["alone"],
+            texts["together"],
+            ratios["together"],
+            "ratio ≤ 1.1",
+        ),
+        row("two processes that do not know of each other", texts["alone"], texts["apart"], ratios["apart"]),
+    ]
+    publish(options.output, {"steps": steps}, rows)
+
+
+if __name__ == "__main__":
+    main()

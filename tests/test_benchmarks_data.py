@@ -1,0 +1,58 @@
+"""The benchmarks of loading, conversion, streaming and scale-out run, at small sizes, and compare like with like."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
+
+
+def results_of(script: str, tmp_path: Path, *options: object) -> dict:
+    """What the script writes, and prints as a table."""
+    output = tmp_path / "results.json"
+    command = [sys.executable, BENCHMARKS / f"{script}.py", "--output", output, *options]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr[-3000:]
+    results = json.loads(output.read_text())
+    assert results["versions"]["torch"] and results["hardware"]["cpus"]
+    for line in results["table"]:
+        assert f"| {line['what']} |" in done.stdout
+    return results
+
+
+def test_loading(tmp_path):
+    results = results_of("loading", tmp_path, "--units", 20, "--trials", 100, "--rounds", 1, "--steps", 2)
+    assert results["trials_per_second"].keys() == {"copy", "batches"}
+    assert min(results["trials_per_second"].values()) > 0
+    for workers in ("0", "2"):
+        assert 0 < results["waits"][workers]["wait"] < results["waits"][workers]["step"]
+    assert [line["target"] for line in results["table"]] == ["≥ 10,000 trials/s", "< 2 %", "< 2 %"]
+
+
+def test_conversion(tmp_path):
+    sizes = ("--spikes", 40_000, "--clusters", 20, "--trials", 40, "--rounds", 1, "--sessions", 2)
+    results = results_of("conversion", tmp_path, *sizes)
+    seconds = results["seconds"]
+    assert 0 < seconds["files read"] < seconds["conversion"]
+    assert seconds["needed"] == pytest.approx(seconds["files read"] + seconds["md5"] + seconds["write"])
+    assert 1e8 < results["alone"]["peak_bytes"] < 3e9  # bytes, not kilobytes
+    assert results["table"][0]["ratio"] == f"{seconds['conversion'] / seconds['files read']:.2f}"
+
+
+def test_streaming(tmp_path):
+    results = results_of("streaming", tmp_path, "--sessions", 3, "--units", 10, "--trials", 20)
+    for way in ("mapped", "streamed"):
+        assert results[way]["trials"] == 3 * 14  # 70 % of 20
+        assert results[way]["bytes"] == 3 * 14 * 100 * 10
+        assert 1e8 < results[way]["peak_bytes"] < 3e9
+
+
+def test_scale_out(tmp_path):
+    sizes = ("--preset", "tiny", "--batch", 4, "--steps", 2, "--units", 5, "--trials", 40, "--rounds", 1)
+    steps = results_of("scale_out", tmp_path, *sizes)["steps"]
+    assert set(steps) == {"alone", "apart", "together"}
+    for measured in steps.values():
+        assert len(measured) == 1 and measured[0]["seconds"] > 0 and measured[0]["processor_seconds"] > 0
