@@ -79,7 +79,7 @@ def main() -> None:
                     f"{1 / floor:.0f} trials/s",
                     f"{rate:.0f} trials/s, {ALL / rate:.0f} s",
                     1 / floor / rate,
-                    "ratio of the training step" if preset == "compact" else "",
+                    "ratio ≤ 3" if (preset, dtype) == ("small", "fp32") else "",
                 )
             )
     publish(options.output, {"units": options.units, "predictions": results}, rows)

@@ -1,5 +1,6 @@
 """Models of the sizes that are timed, random trials for them, and a training step."""
 
+import copy
 from collections.abc import Callable, Sequence
 
 import torch
@@ -68,7 +69,7 @@ def make_step(config: NEDSConfig, trials: int, dtype: torch.dtype) -> Callable[[
 
 def operations(config: NEDSConfig, train: bool = True) -> float:
     """Of all matrix products for one trial: of a training step, or of a decoding pass."""
-    model = NEDSModel(config).train(train)
+    model = NEDSModel(copy.deepcopy(config)).train(train)
     model.set_attn_implementation("eager")  # the counter does not know all of sdpa's kernels
     batch = random_batch(config, 1)
     with FlopCounterMode(display=False) as counter, torch.set_grad_enabled(train):

@@ -1,0 +1,150 @@
+"""The benchmarks of the model run from the command line, and write floor and measured time of one run.
+
+No time is asserted, and nothing of the package's folder is written to.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+BENCHMARKS = REPOSITORY / "benchmarks"
+PAGE = REPOSITORY / "BENCHMARKS.md"
+SMALL = "--units 8 --layers 1 --bins 10 --trials 3".split()
+
+
+@pytest.fixture
+def scripts(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import machine
+    import page
+    import steps
+
+    yield {"machine": machine, "page": page, "steps": steps}
+    for name in ("machine", "page", "steps", "common"):
+        sys.modules.pop(name)
+
+
+def run(subject: str, output: Path, *options: object) -> dict:
+    """Results of a benchmark in a process of its own."""
+    before = PAGE.read_text()
+    done = subprocess.run(
+        [sys.executable, BENCHMARKS / f"{subject}.py", "--output", output, *map(str, options)],
+        env=os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert PAGE.read_text() == before
+    results = json.loads(output.read_text())
+    assert results["versions"]["torch"] and results["hardware"]["torch_threads"] == 1
+    for line in results["table"]:
+        assert f"| {line['what']} | {line['floor']} | {line['measured']} | {line['ratio']} |" in done.stdout
+    return results
+
+
+def test_training_step(tmp_path):
+    results = run("training_step", tmp_path / "step.json", *SMALL, "--rounds", 1)
+    assert (results["trials"], results["units"]) == (3, 8)
+    # A layer: 2 x (4 x 256 x 256 + 2 x 256 x 512) a token, 4 x 50 x 256 for its attention to 50; three times.
+    assert results["operations"] == 3 * 3 * 50 * (1_048_576 + 51_200)
+    assert results["floor_seconds"] == results["operations"] / results["matmul_rates"]["fp32"]
+    assert [step["dtype"] for step in results["steps"]] == ["fp32", "bf16"] * 3
+    compact, *_, small = results["steps"]
+    assert compact["ratio"] == compact["seconds"] / results["floor_seconds"] > 0
+    # The paper's layout: the tokens that the floor counts, and beside the encoder little else.
+    assert 1 < small["own_operations"] / results["operations"] < 1.1
+    assert compact["own_operations"] < small["own_operations"] / 2
+    assert 1e8 < compact["peak_bytes"] < 4e9
+
+
+def test_sessions(tmp_path):
+    sizes = "--units 8 --layers 1 --trials 3 --rounds 1 --sessions 2 3".split()
+    results = run("sessions", tmp_path / "sessions.json", *sizes)
+    assert results["trials"] == 3 and results["one_session_seconds"] > 0
+    two, three = results["steps"]
+    assert (two["sessions"], three["sessions"]) == (2, 3)
+    assert three["ratio"] == three["seconds"] / results["one_session_seconds"] > 0
+    # Another session: 8 rows of 256 and their biases, and an embedding of 256 of each of 5 modalities, in fp32.
+    more = three["checkpoint_beyond_encoder_bytes"] - two["checkpoint_beyond_encoder_bytes"]
+    assert more == pytest.approx(4 * (8 * 257 + 5 * 256), abs=64)
+
+
+def test_prediction(tmp_path):
+    results = run(
+        "prediction", tmp_path / "prediction.json", *SMALL, "--batch", 2, "--single", 2, "--rounds", 1
+    )
+    assert [(one["preset"], one["dtype"]) for one in results["predictions"]] == [
+        ("small", "fp32"),
+        ("small", "bf16"),
+        ("compact", "fp32"),
+        ("compact", "bf16"),
+    ]
+    for one in results["predictions"]:
+        assert one["floor_seconds"] == one["operations"] / one["matmul_rate"]
+        assert one["median_seconds"] > 0 and one["trials_per_second"] > 0
+    # One layer of a trial of 50 tokens, forward only; tokenizer and readout are the rest.
+    assert 1 < results["predictions"][0]["operations"] / (50 * (1_048_576 + 51_200)) < 1.1
+
+
+def test_gpu_on_the_cpu(tmp_path):
+    """Compiled as far as needs no C++ compiler."""
+    sizes = "--device cpu --presets small --seconds 0.1 --workers 1 --backend aot_eager".split()
+    results = run("gpu", tmp_path / "gpu.json", *SMALL, *sizes)
+    assert [one["compiled"] for one in results["trainings"]] == [False, True]
+    for one in results["trainings"]:
+        assert one["preset"] == "small" and one["steps"] >= 1
+        assert one["share_of_matmul_rate"] == one["floor_seconds"] / one["step_seconds"]
+        assert one["tokens_per_second"] == pytest.approx(3 * 50 / one["step_seconds"])
+        assert 0 <= one["data_wait"] < 1 and one["peak_bytes"] > 1e8
+        days = one["step_seconds"] / 3 * 2000 * 25_200 / 86_400
+        assert one["paper_training_days"] == pytest.approx(days)
+
+
+def test_operations_are_those_of_the_published_layout(scripts):
+    """187 GFLOP for 16 trials of 500 tokens; 300 units and the readouts add less than 2 %."""
+    steps = scripts["steps"]
+    config = steps.make_config("small", [300])
+    encoder = steps.encoder_operations(config, 16, 500)
+    assert encoder == pytest.approx(187.3e9, rel=1e-3)
+    assert 1 < 16 * steps.operations(config) / encoder < 1.02
+
+
+def test_turns_are_taken_and_the_first_does_not_count(scripts):
+    calls = []
+    best = scripts["machine"].best_seconds(
+        {"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 2
+    )
+    assert calls == ["a", "b"] * 3
+    assert set(best) == {"a", "b"} and min(best.values()) > 0
+
+
+def test_rates_of_the_machine(scripts):
+    machine = scripts["machine"]
+    assert machine.matmul_rate(torch.float32, rounds=1) > 1e8
+    assert machine.memory_bandwidth(megabytes=8, rounds=1) > 1e7
+
+
+def test_peak_is_the_process_own():
+    code = (
+        "import machine, torch; print(machine.peak_bytes()); x = torch.ones(250_000_000, dtype=torch.uint8); "
+        "del x; print(machine.peak_bytes())"
+    )
+    held = torch.ones(2_000_000_000, dtype=torch.uint8)  # by the parent
+    done = subprocess.run([sys.executable, "-c", code], cwd=BENCHMARKS, capture_output=True, check=True)
+    before, after = map(int, done.stdout.split())
+    assert 240e6 < after - before < 260e6 and after < held.nbytes
+
+
+@pytest.mark.parametrize(
+    "file", sorted(path.stem for path in BENCHMARKS.glob("*.json") if '"table"' in path.read_text())
+)
+def test_the_page_holds_the_table_of_the_committed_run(scripts, file):
+    page = scripts["page"]
+    assert page.table(json.loads((BENCHMARKS / f"{file}.json").read_text())["table"]) in PAGE.read_text()
