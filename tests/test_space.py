@@ -281,13 +281,18 @@ def test_the_page_in_a_browser(server, upload, bad_files, tmp_path):
         page.get_by_label("Session", exact=True).click()
         page.get_by_role("option", name="bob").click()
         expect(said).to_contain_text("of session bob")
+        second = said.inner_text()
 
         page.locator("input[type=file]").set_input_files(bad_files / "text.npz")
         expect(toast).to_contain_text("text.npz: expected an .npz of trial arrays")
+        page.wait_for_timeout(500)  # until the message is all there
         page.screenshot(path=tmp_path / "bad_file.png", full_page=True)
         expect(said).to_contain_text("of session bob")
         expect(page.get_by_text("Drop File Here")).to_be_visible()
         expect(toast).to_have_count(1)
+        page.get_by_label("Trial", exact=True).click()  # no message is in the way of the rest
+        page.get_by_role("option").nth(1).click()
+        expect(said).not_to_have_text(second)
         page.get_by_test_id("toast-close").click()
 
         page.get_by_label("Model").fill("nowhere")

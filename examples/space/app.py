@@ -67,6 +67,7 @@ with gr.Blocks(title="NEDS", fill_width=True, delete_cache=(3600, 86400)) as pag
                 os.environ.get("NEDS_DATASET", "dataset"), label="Dataset: folder or USER/NAME"
             )
             load = gr.Button("Load", variant="primary")
+            progress = gr.Markdown(min_height=30)
             upload = gr.File(label="Or trial arrays of a known session", file_types=[".npz"], height=170)
             task = gr.Radio(TASKS, value="decoding", label="Direction")
             session = gr.Dropdown([], label="Session")
@@ -74,22 +75,20 @@ with gr.Blocks(title="NEDS", fill_width=True, delete_cache=(3600, 86400)) as pag
         with gr.Column(scale=3):
             said = gr.Markdown()
             with gr.Row():
-                behavior = gr.Plot(label="Behaviour", show_label=False)
-                probabilities = gr.Plot(label="Class probabilities", show_label=False)
+                with gr.Column():
+                    behavior = gr.Plot(label="Behaviour", show_label=False)
+                with gr.Column():
+                    probabilities = gr.Plot(label="Class probabilities", show_label=False)
             spikes = gr.Plot(label="Spikes", show_label=False)
     shown = [said, spikes, behavior, probabilities]
     named, opened = [model, dataset, upload, task], [chosen, session, trial, *shown]
-    gr.on([page.load, load.click, model.submit, dataset.submit, upload.clear], choose, named, opened)
-    uploaded = upload.upload(choose, named, opened, api_visibility="private")
+    # Of choices made while the page is busy, the last counts; a failure covers nothing that the page shows.
+    how = {"trigger_mode": "always_last", "show_progress_on": progress}
+    gr.on([page.load, load.click, model.submit, dataset.submit, upload.clear], choose, named, opened, **how)
+    uploaded = upload.upload(choose, named, opened, api_visibility="private", **how)
     uploaded.failure(lambda: None, outputs=upload, api_visibility="private")
-    session.input(choose_session, [chosen, session, task], [trial, *shown], trigger_mode="always_last")
-    gr.on(
-        [trial.input, task.input],
-        choose_trial,
-        [chosen, session, trial, task],
-        shown,
-        trigger_mode="always_last",
-    )
+    session.input(choose_session, [chosen, session, task], [trial, *shown], **how)
+    gr.on([trial.input, task.input], choose_trial, [chosen, session, trial, task], shown, **how)
 
 if __name__ == "__main__":
     page.launch()
