@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 import yaml
 from datasets import load_dataset
+from hub.processes import python
+from hub.server import Hub
 from packaging.requirements import Requirement
 from small_dataset import simulate, write_arrays, write_dataset
 from transformers import pipeline
@@ -197,26 +199,41 @@ def test_nothing_can_be_shown_before_something_is_loaded():
 # --- the running page ---
 
 
+PUSH = """
+import sys
+from huggingface_hub import HfApi
+
+for name, kind, folder in (("lab/neds-ibl", "model", sys.argv[1]), ("lab/trials", "dataset", sys.argv[2])):
+    HfApi().create_repo(name, repo_type=kind)
+    HfApi().upload_folder(repo_id=name, repo_type=kind, folder_path=folder)
+"""
+
+
 @pytest.fixture(scope="module")
 def server(chosen, tmp_path_factory):
-    """Address of `python app.py`; at the end it must have printed no traceback."""
+    """Address of `python app.py`, which opens with repositories of a Hub; it must not have printed a traceback."""
     errors = tmp_path_factory.mktemp("server") / "stderr"
-    with (
-        open(errors, "w") as stderr,
-        subprocess.Popen(
-            [sys.executable, "-u", str(SPACE / "app.py")],
-            env=os.environ | {"NEDS_MODEL": chosen.model, "NEDS_DATASET": chosen.dataset},
-            stdout=subprocess.PIPE,
-            stderr=stderr,
-            text=True,
-        ) as process,
-    ):
-        try:
-            line = next((line for line in process.stdout if "http://" in line), "")
-            assert line, errors.read_text()
-            yield re.search(r"http://\S+", line)[0]
-        finally:
-            process.terminate()
+    with Hub() as hub:
+        lab = hub.environment(tmp_path_factory.mktemp("lab"), token="hf_lab")
+        done = python(lab, "-c", PUSH, chosen.model, chosen.dataset)
+        assert done.returncode == 0, done.stderr[-3000:]
+        names = {"NEDS_MODEL": "lab/neds-ibl", "NEDS_DATASET": "lab/trials"}
+        with (
+            open(errors, "w") as stderr,
+            subprocess.Popen(
+                [sys.executable, "-u", str(SPACE / "app.py")],
+                env=hub.environment(tmp_path_factory.mktemp("visitor")) | names,
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                text=True,
+            ) as process,
+        ):
+            try:
+                line = next((line for line in process.stdout if "http://" in line), "")
+                assert line, errors.read_text()
+                yield re.search(r"http://\S+", line)[0]
+            finally:
+                process.terminate()
     assert "Traceback" not in errors.read_text()
 
 
@@ -265,7 +282,7 @@ def test_the_page_in_a_browser(server, upload, bad_files, tmp_path):
         said = page.get_by_text("event at 0 s")
         toast = page.get_by_test_id("toast-body")
 
-        expect(said).to_contain_text("of session ann")
+        expect(said).to_contain_text("of session ann (test trials of lab/trials) · model lab/neds-ibl")
         expect(plots).to_have_count(3)
         first = said.inner_text()
         page.screenshot(path=tmp_path / "decoding.png", full_page=True)

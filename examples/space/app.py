@@ -61,7 +61,7 @@ with gr.Blocks(title="NEDS", fill_width=True, delete_cache=(3600, 86400)) as pag
     )
     chosen = gr.State()
     with gr.Row():
-        with gr.Column(scale=1, min_width=280):
+        with gr.Column(scale=1, min_width=330):
             model = gr.Textbox(os.environ.get("NEDS_MODEL", "neds-ibl"), label="Model: folder or USER/NAME")
             dataset = gr.Textbox(
                 os.environ.get("NEDS_DATASET", "dataset"), label="Dataset: folder or USER/NAME"
