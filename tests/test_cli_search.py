@@ -267,6 +267,11 @@ def whole(tmp_path_factory, dataset):
     return out, options
 
 
+def has_checkpoint(place):
+    """Whether one has been written to its end; the state is the last of its files."""
+    return any(file.stat().st_size for file in place.glob("checkpoint-*/trainer_state.json"))
+
+
 def test_a_search_that_is_killed_twice_goes_on_and_ends_as_one_that_was_not(dataset, tmp_path, whole):
     expected, options = whole
     out = tmp_path / "out"
@@ -277,7 +282,7 @@ def test_a_search_that_is_killed_twice_goes_on_and_ends_as_one_that_was_not(data
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
-        while process.poll() is None and not any(place.glob("checkpoint-*/trainer_state.json")):
+        while process.poll() is None and not has_checkpoint(place):
             time.sleep(0.002)
         process.send_signal(signal.SIGKILL)
         process.wait()
