@@ -157,7 +157,7 @@ def test_a_run_killed_between_checkpoints_ends_as_an_uninterrupted_one(dataset, 
         stderr=subprocess.DEVNULL,
     )
     written = tmp_path / "killed" / "checkpoint-12" / "trainer_state.json"
-    while not written.exists() and process.poll() is None:
+    while not (written.exists() and written.stat().st_size) and process.poll() is None:
         time.sleep(0.002)
     process.send_signal(signal.SIGKILL)
     process.wait()
