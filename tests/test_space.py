@@ -315,6 +315,7 @@ def test_the_page_in_a_browser(server, upload, bad_files, tmp_path):
         page.get_by_label("Model").fill("nowhere")
         page.get_by_role("button", name="Load", exact=True).click()
         expect(toast).to_contain_text("there is no model folder nowhere")
+        page.wait_for_timeout(500)
         page.screenshot(path=tmp_path / "bad_model.png", full_page=True)
         page.get_by_test_id("toast-close").click()
         page.get_by_label("Decoding: behaviour from spikes").check()
@@ -326,6 +327,8 @@ def test_the_page_in_a_browser(server, upload, bad_files, tmp_path):
         page.locator("input[type=file]").set_input_files(upload)
         expect(said).to_contain_text("Trial 4 of session ann (three.npz)")
         page.screenshot(path=tmp_path / "file.png", full_page=True)
+        page.get_by_label("Clear").click()
+        expect(said).to_contain_text("test trials of lab/trials")
         browser.close()
 
 
