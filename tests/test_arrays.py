@@ -148,7 +148,7 @@ def test_a_file_that_is_no_npz_is_named(tmp_path):
     with pytest.raises(NEDSError, match=r"none\.npz: no such file"):
         read_arrays(tmp_path / "none.npz", OPTIONS)
     (tmp_path / "text.npz").write_text("spikes")
-    with pytest.raises(NEDSError, match=r"text\.npz: expected an \.npz"):
+    with pytest.raises(NEDSError, match=r"text\.npz: expected an \.npz of trial arrays, found another kind"):
         read_arrays(tmp_path / "text.npz", OPTIONS)
     whole = write(tmp_path / "whole.npz").read_bytes()
     (tmp_path / "half.npz").write_bytes(whole[: len(whole) // 2])

@@ -189,7 +189,9 @@ def _open(path: Path) -> np.lib.npyio.NpzFile:
         arrays = np.load(path, allow_pickle=False)
     except FileNotFoundError:
         raise NEDSError(f"{path}: no such file") from None
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except ValueError:  # neither zip nor npy; numpy's own message proposes to unpickle it
+        raise NEDSError(f"{path}: expected an .npz of trial arrays, found another kind of file") from None
+    except (OSError, EOFError, zipfile.BadZipFile) as error:
         raise NEDSError(
             f"{path}: expected an .npz of trial arrays, but it cannot be read as one ({error})"
         ) from None
