@@ -8,10 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.utils import DistributedType
 from safetensors.torch import load_file
 from small_dataset import pretrain_arguments
 
 from neds_hf.cli.main import main
+from neds_hf.models import NEDSModel
 from neds_hf.training.runs import last_checkpoint
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
@@ -58,10 +61,11 @@ def torchrun(monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
 
-    def start(*argv: str) -> subprocess.Popen:
+    def start(*argv: str, program: Path = EXAMPLES / "pretrain.py") -> subprocess.Popen:
         command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
-        program = [str(EXAMPLES / "pretrain.py"), *argv, "--per_device_train_batch_size", "4"]
-        return subprocess.Popen([*command, *program], **pipes)
+        return subprocess.Popen(
+            [*command, str(program), *argv, "--per_device_train_batch_size", "4"], **pipes
+        )
 
     return start
 
@@ -83,9 +87,20 @@ def test_two_processes_train_and_evaluate_as_one(dataset, one_process, torchrun,
     assert_same_run(tmp_path, one_process)
 
 
-def test_two_processes_that_are_cut_off_go_on_as_one(dataset, one_process, torchrun, tmp_path):
-    argv = [*pretrain_arguments(dataset, tmp_path), *OPTIONS]
-    cut_off = torchrun(*argv)
+@pytest.mark.parametrize(
+    "program, options",
+    [
+        (EXAMPLES / "pretrain.py", ""),
+        # Each process holds half of every weight; one has a batch more to evaluate than the other.
+        (Path(__file__).with_name("pretrain_sharded.py"), "--fsdp --per_device_eval_batch_size 6"),
+    ],
+    ids=["copies", "sharded"],
+)
+def test_two_processes_that_are_cut_off_go_on_as_one(
+    dataset, one_process, torchrun, tmp_path, program, options
+):
+    argv = [*pretrain_arguments(dataset, tmp_path), *OPTIONS, *options.split()]
+    cut_off = torchrun(*argv, program=program)
     half_way = tmp_path / "checkpoint-11" / "trainer_state.json"
     while not half_way.exists() and cut_off.poll() is None:
         time.sleep(0.002)
@@ -93,8 +108,9 @@ def test_two_processes_that_are_cut_off_go_on_as_one(dataset, one_process, torch
     cut_off.communicate(timeout=60)
     assert "finished" not in json.loads((tmp_path / "run.json").read_text())
     assert last_checkpoint(tmp_path) is not None
-    finish(torchrun(*argv))
+    finish(torchrun(*argv, program=program))
     assert_same_run(tmp_path, one_process)
+    assert (tmp_path / "modeling_neds.py").exists()
 
 
 @pytest.mark.parametrize(
@@ -108,3 +124,16 @@ def test_two_processes_that_are_cut_off_go_on_as_one(dataset, one_process, torch
 def test_what_saves_memory_or_time_leaves_the_training_as_it_is(dataset, one_process, tmp_path, options):
     assert main(["pretrain", *pretrain_arguments(dataset, tmp_path), *OPTIONS, *options.split()]) == 0
     assert_same_run(tmp_path, one_process)
+
+
+def test_the_configurations_for_accelerate_are_what_it_reads():
+    folder = EXAMPLES / "configs" / "accelerate"
+    configs = {file.stem: load_config_from_file(str(file)) for file in folder.glob("*.yaml")}
+    assert {name: config.distributed_type for name, config in configs.items()} == {
+        "gpus": DistributedType.MULTI_GPU,
+        "nodes": DistributedType.MULTI_GPU,
+        "fsdp": DistributedType.FSDP,
+    }
+    assert configs["nodes"].num_machines == 2 and configs["nodes"].num_processes == 16
+    wrapped = configs["fsdp"].fsdp_config["fsdp_transformer_layer_cls_to_wrap"]
+    assert [wrapped] == list(NEDSModel._no_split_modules)

@@ -282,6 +282,9 @@ class NEDSModel(Checkpoint, PreTrainedModel):
             )
         self.post_init()
 
+    def get_input_embeddings(self) -> None:
+        """There is no vocabulary; FSDP asks."""
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, nn.Linear):

@@ -99,9 +99,10 @@ def fit(
     trainer.save_model(_internal_call=True)  # or it would push
     trainer.save_state()
     scores = {}
-    if args.should_save:
-        if "test" in recordings.splits:
+    with trainer.whole_model():
+        if args.should_save and "test" in recordings.splits:
             scores = score_split(model, processor, recordings, "test", args.per_device_eval_batch_size)
+    if args.should_save:
         write_json(folder / "metrics.json", {"mean": mean_table(scores), "sessions": scores})
         results = {"best_validation": trainer.state.best_metric, "test": mean_table(scores)}
         base = configuration["model"]  # of a new model: its configuration

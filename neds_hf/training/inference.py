@@ -72,7 +72,7 @@ def score_batches(
             *((f"loss_{name}", decoded.losses[name]) for name in decoded.losses if name != "spikes"),
         ]:
             losses[name] = losses.get(name, 0.0) + size * float(loss)
-        log_rates = encoded.log_rates.cpu().numpy()
+        log_rates = encoded.log_rates.float().cpu().numpy()
         counts = batch["spike_counts"].numpy()
         for session, rows, units in by_session(processor, batch):
             if session not in sums:
@@ -81,7 +81,7 @@ def score_batches(
             for name, classes in behaviors.items():
                 shown = rows[batch["available"][name].numpy()[rows]]
                 real = batch["behaviors"][name].numpy()[shown]
-                predicted = decoded.predictions[name].cpu().numpy()[shown]
+                predicted = decoded.predictions[name].float().cpu().numpy()[shown]
                 if classes is None:
                     sums[session].add_continuous(name, predicted, real)
                 else:
@@ -116,7 +116,7 @@ def score_single_behaviors(
         for name in processor.behaviors:
             alone = {other: there & (other == name) for other, there in batch["available"].items()}
             output = translate(model, {**batch, "available": alone}, "encoding")
-            log_rates = output.log_rates.cpu().numpy()
+            log_rates = output.log_rates.float().cpu().numpy()
             for session, rows, units in by_session(processor, batch):
                 of_session = sums.setdefault(session, {})
                 if name not in of_session:

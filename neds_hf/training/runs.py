@@ -22,7 +22,7 @@ RUN_FILE = "run.json"
 # What the Trainer silently goes on without, or starts anew, where a checkpoint lacks it.
 CHECKPOINT_FILES = (
     "*model.safetensors",  # of an adapter, adapter_model.safetensors
-    "optimizer.pt",
+    "optimizer.*",  # pt, or of FSDP bin
     "scheduler.pt",
     "rng_state*.pth",
     "trainer_state.json",

@@ -11,11 +11,14 @@ Any other `Trainer` trains the model as well; this one adds:
   what they were.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
 from huggingface_hub.errors import HTTPError
+from torch.distributed.fsdp import FSDPModule
 from torch.utils.data import DataLoader, RandomSampler, Sampler, Subset
 from transformers import PreTrainedModel, ProgressCallback, Trainer
 from transformers.trainer_utils import EvalLoopOutput
@@ -94,13 +97,29 @@ class NEDSTrainer(Trainer):
 
     def _save(self, output_dir=None, state_dict=None) -> None:
         # Not as processing_class: the Trainer takes every processor to hold a tokenizer.
+        kind = type(self.model)
+        if isinstance(self.model, FSDPModule):  # a class of its own, whose code would be saved
+            self.model.__class__ = kind.__bases__[1]
         super()._save(output_dir, state_dict)
+        self.model.__class__ = kind
         if not self.args.should_save:
             return
         folder = output_dir or self.args.output_dir
         self.model.config.save_pretrained(folder)  # an adapter comes without
         self.processor.save_pretrained(folder)
         (Path(folder) / "training_args.bin").unlink()  # a pickle; run.json says it
+
+    @contextmanager
+    def whole_model(self) -> Iterator[None]:
+        """All weights of a model that FSDP divides, on every process, which may then use it at its own pace."""
+        parts = [part for part in self.model.modules() if isinstance(part, FSDPModule)]
+        for part in parts:
+            part.unshard()
+            part.set_reshard_after_forward(False, recurse=False)
+        yield
+        for part in parts:
+            part.set_reshard_after_forward(part is not self.model, recurse=False)
+            part.reshard()
 
     def create_model_card(self, **kwargs) -> None:
         """Ours, also where `push_to_hub` asks for one."""
@@ -159,7 +178,8 @@ class NEDSTrainer(Trainer):
     def evaluation_loop(
         self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"
     ) -> EvalLoopOutput:
-        sums, losses, num_trials = score_batches(self.model, self.processor, dataloader)
+        with self.whole_model():
+            sums, losses, num_trials = score_batches(self.model, self.processor, dataloader)
         # Every process has the same keys in the same order, whether or not it saw a trial of the session.
         sessions = self.processor.session_ids
         sums = {session: sums.get(session) or sums_of(self.processor, session) for session in sessions}
