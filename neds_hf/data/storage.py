@@ -10,6 +10,7 @@ import json
 import multiprocessing
 import os
 import re
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -301,13 +302,23 @@ def _outcomes(
         return
     # Not forked: the parent has running threads (Arrow, progress bar) that a fork would break.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(workers, len(sources)), mp_context=context) as pool:
+    with ProcessPoolExecutor(min(workers, len(sources)), context, initializer=_end_with_parent) as pool:
         futures = {pool.submit(task, source): source.session for source in sources}
         try:
             for future in as_completed(futures):
                 yield futures[future], future.result()
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def _end_with_parent() -> None:
+    """Let this process end when its parent is killed, which it would otherwise wait for ever."""
+
+    def wait() -> None:
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def _convert_session(
