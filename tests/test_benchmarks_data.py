@@ -1,4 +1,4 @@
-"""The benchmarks of loading, conversion, streaming and scale-out run, at small sizes, and compare like with like."""
+"""Benchmarks of loading, conversion, streaming and scale-out run at small sizes, and compare like with like."""
 
 import json
 import subprocess
