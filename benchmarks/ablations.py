@@ -17,27 +17,12 @@ from common import ALONE, HERE, METRICS, RESULTS, TRAINED_ON, markdown, neds, wr
 CSV = HERE / "ablations.csv"
 FOLDS = (0, 1)
 UNCHANGED = "compact"
-EQUAL = '{"encoding": 1, "decoding": 1, "within_modality": 1, "cross_modal": 1}'
-NO_CROSS = '{"encoding": 1, "decoding": 1, "within_modality": 0, "cross_modal": 0}'
 CHANGES = {
     UNCHANGED: (),
     "spikes not smoothed": ("--set", "spike_smoothing=0"),
     "spikes smoothed by 3 bins": ("--set", "spike_smoothing=3"),
-    "tokens of 1 bin": ("--set", "bins_per_token=1"),
     "tokens of 5 bins": ("--set", "bins_per_token=5"),
-    "a token a bin of categorical behaviours too": ("--set", "categorical_tokens=bin"),
     "rows of their own to read spikes in": ("--set", "tied_units=false"),
-    "no unit dropped": ("--set", "unit_dropout=0"),
-    "a fifth of the units dropped": ("--set", "unit_dropout=0.2"),
-    "hidden dropout 0.3": ("--set", "hidden_dropout=0.3"),
-    "weight 1 for the spikes' loss": ("--set", 'loss_weights={"spikes": 1}'),
-    "weight 2 for the block's loss": ("--set", 'loss_weights={"spikes": 8, "block": 2}'),
-    "all schemes equally often": ("--set", f"scheme_weights={EQUAL}"),
-    "no cross-modal scheme": ("--set", f"scheme_weights={NO_CROSS}"),
-    "no temporal embedding": ("--set", "temporal_embedding=false"),
-    "128 wide": ("--set", "hidden_size=128", "intermediate_size=256"),
-    "behaviour scaled to 0…1": ("--scaling", "zero_one"),
-    "300 epochs": ("--num_train_epochs", 300),
 }
 
 

@@ -1,61 +1,94 @@
 """The tables of RESULTS.md come from committed files."""
 
+import importlib
 import sys
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
+NAMES = ("folds", "ablations", "transfer", "simulation", "regions")
 
 
 @pytest.fixture
 def scripts(monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
-    import folds
-    import transfer
-
-    yield {"folds": folds, "transfer": transfer}
-    for name in ("folds", "transfer", "common"):
+    yield {name: importlib.import_module(name) for name in NAMES}
+    for name in (*NAMES, "common"):
         sys.modules.pop(name)
 
 
-@pytest.mark.parametrize("name", ["folds", "transfer"])
+@pytest.mark.parametrize("name", NAMES)
 def test_the_page_holds_the_table_of_the_committed_runs(scripts, name):
     script = scripts[name]
     assert script.table(pd.read_csv(script.CSV)) in script.RESULTS.read_text()
 
 
 def test_table_of_folds_is_over_means_of_seeds_and_paired(scripts):
-    """Two folds: linear 0.1 and 0.3; NEDS 0.2 and 0.5, the first from seeds at 0.1 and 0.3."""
+    """Two folds. The best baseline is the linear one, 0.1 and 0.3; NEDS has 0.2 and 0.5, the first from seeds at
+    0.1 and 0.3. The Poisson GLM decodes nothing."""
     values = [
-        ("linear", 0, 0, 0.1),
-        ("linear", 1, 0, 0.3),
-        ("NEDS", 0, 0, 0.1),
-        ("NEDS", 0, 1, 0.3),
-        ("NEDS", 1, 0, 0.5),
+        ("linear", 0, 0, 0.1, 0.1),
+        ("linear", 1, 0, 0.3, 0.3),
+        ("reduced_rank", 0, 0, 0.1, 0.1),
+        ("reduced_rank", 1, 0, 0.1, 0.1),
+        ("poisson_glm", 0, 0, 0.2, np.nan),
+        ("poisson_glm", 1, 0, 0.2, np.nan),
+        ("neds_encoding", 0, 0, 0.2, np.nan),
+        ("neds_decoding", 0, 0, np.nan, 0.2),
+        ("NEDS", 0, 0, 0.1, 0.1),
+        ("NEDS", 0, 1, 0.3, 0.3),
+        ("NEDS", 1, 0, 0.5, 0.5),
     ]
+    metrics = list(scripts["folds"].METRICS)
     rows = [
-        {"method": method, "fold": fold, "seed": seed, **dict.fromkeys(scripts["folds"].METRICS, value)}
-        for method, fold, seed, value in values
+        {"method": method, "fold": fold, "seed": seed, **dict.fromkeys(metrics, other), metrics[0]: bits}
+        for method, fold, seed, bits, other in values
     ]
     lines = scripts["folds"].table(pd.DataFrame(rows)).splitlines()
     assert lines[0].startswith("| | bits/spike | wheel R²")
     assert lines[2].startswith("| linear | 0.200 ± 0.100 |")
-    assert lines[3].startswith("| NEDS | 0.350 ± 0.150 |")
-    assert lines[4].startswith("| NEDS − linear | 0.150 ± 0.050 |")
+    assert lines[4].startswith("| poisson_glm | 0.200 ± 0.000 |  |")
+    assert lines[7].startswith("| NEDS | 0.350 ± 0.150 |")
+    assert lines[8].startswith("| NEDS − best baseline | 0.150 ± 0.050 | 0.150 ± 0.050 |")
 
 
 def test_table_of_transfer_has_sessions_and_their_mean(scripts):
+    methods = scripts["transfer"].METHODS
     rows = [
-        {"session": session, "method": method, "bits_per_spike": value}
+        {"session": session, "method": method, "bits_per_spike": start + place / 10}
         for session, start in (("a", 0.1), ("b", 0.3))
-        for method, value in (("linear", start), ("alone", start + 0.1), ("fine-tuned", start + 0.2))
+        for place, method in enumerate(methods)
     ]
     lines = scripts["transfer"].table(pd.DataFrame(rows)).splitlines()
     assert lines[0] == "| | bits/spike |"
-    assert lines[2:5] == ["| a: linear | 0.100 |", "| a: alone | 0.200 |", "| a: fine-tuned | 0.300 |"]
-    assert lines[-1] == "| **mean: fine-tuned** | 0.400 |"
+    assert lines[2:4] == ["| a: linear | 0.100 |", "| a: reduced_rank | 0.200 |"]
+    assert lines[-1] == "| **mean: fine-tuned** | 0.700 |"
+
+
+def test_table_of_ablations_is_what_a_change_adds(scripts):
+    """`compact` at 0.1 and 0.3, every change at 0.5 and 0.1: 0.1 more in the mean."""
+    rows = [
+        {"change": change, "fold": fold, "seed": 0, **dict.fromkeys(scripts["ablations"].METRICS, value)}
+        for change in scripts["ablations"].CHANGES
+        for fold, value in enumerate((0.1, 0.3) if change == "compact" else (0.5, 0.1))
+    ]
+    lines = scripts["ablations"].table(pd.DataFrame(rows)).splitlines()
+    assert lines[2].startswith("| compact | 0.200 | 0.200 |")
+    assert all(" | +0.100 | +0.100 | " in line for line in lines[3:])
+
+
+def test_table_of_simulation_is_over_the_new_mice(scripts):
+    rows = [
+        {"session": session, "mice": mice, **dict.fromkeys(scripts["simulation"].SHOWN, value)}
+        for mice in (0, 20)
+        for session, value in (("a", 0.2), ("b", 0.4))
+    ]
+    lines = scripts["simulation"].table(pd.DataFrame(rows)).splitlines()
+    assert lines[2].startswith("| the new mouse alone | 0.300 |")
+    assert lines[3].startswith("| 20 mice | 0.300 |")
 
 
 def test_a_table_replaces_what_was_between_its_marks(scripts, tmp_path):

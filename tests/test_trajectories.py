@@ -102,7 +102,7 @@ def test_two_processes_that_are_cut_off_go_on_as_one(
     argv = [*pretrain_arguments(dataset, tmp_path), *OPTIONS, *options.split()]
     cut_off = torchrun(*argv, program=program)
     half_way = tmp_path / "checkpoint-11" / "trainer_state.json"
-    while not half_way.exists() and cut_off.poll() is None:
+    while not (half_way.exists() and half_way.stat().st_size) and cut_off.poll() is None:
         time.sleep(0.002)
     cut_off.terminate()
     cut_off.communicate(timeout=60)
