@@ -21,9 +21,8 @@ from neds_hf.analysis.encoding import (
 )
 from neds_hf.data.trials import SessionTrials
 
-STRENGTHS = np.logspace(
-    1.5, -1.5, 7
-)  # penalties, relative to the information about a regressor of variance one
+# Penalties, relative to the information about a regressor of variance one.
+STRENGTHS = np.logspace(1.5, -1.5, 7)
 TIME_SCALE = 10  # of the cosines over the trial alone: so large, they are hardly penalised
 MAX_ITERATIONS = 30
 MAX_LOG_COUNT = 4.0  # e⁴ spikes a bin: no bin has as many

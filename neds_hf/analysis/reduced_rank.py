@@ -35,12 +35,8 @@ MAX_ITERATIONS = 100
 
 # Decoding
 DECODING_RANKS = (2, 4, 8)
-DECODING_PENALTIES = (
-    0.001,
-    0.003,
-    0.01,
-    0.03,
-)  # of |U|² and |V|², activity and behaviour having norm one a trial
+# Of |U|² and |V|², activity and behaviour having norm one a trial.
+DECODING_PENALTIES = (0.001, 0.003, 0.01, 0.03)
 SMOOTHING, STEP = 2, 2  # bins
 NUM_COMPONENTS = 60  # principal components of the units that stand for them
 DECODING_FOLDS = 3

@@ -36,7 +36,6 @@ if TYPE_CHECKING:  # matplotlib is optional
 
 FOLDS, INNER_FOLDS = 5, 3
 INVERSE_PENALTIES = np.logspace(-4, 0, 5)
-BY = ("unit", "session")
 NOWHERE = ("", "root", "void")  # what atlases call places of no region
 AVERAGE_TRIAL = "average_trial_"  # columns of which the classifier takes a few principal components
 NUM_COMPONENTS = 5
