@@ -755,7 +755,6 @@ def test_tied_units_enter_as_the_gradient_of_the_likelihood_that_their_readout_s
 
 @pytest.mark.parametrize("tied", [False, True])
 def test_smoothing_is_a_gaussian_over_the_bins_that_are_shown(tied):
-    """Oracle: scipy's filter, whose kernel, cut at the edges, is normalised by what is left of it."""
     model = make_model("paper", spike_smoothing=1.2, tied_units=tied)
     batch = make_batch([1])
     hidden = {"spikes": torch.zeros(1, BINS, dtype=torch.bool)}
@@ -773,12 +772,26 @@ def test_smoothing_is_a_gaussian_over_the_bins_that_are_shown(tied):
             weights, counts = model.unit_embedding.weight[rows], counts.sqrt()
     counts = counts.detach()
     counts[[2, 3]] = 0
-
-    def smooth(values):
-        return gaussian_filter1d(values, 1.2, axis=0, mode="constant", truncate=10)
-
-    expected = smooth(counts.numpy()) / smooth(np.ones((BINS, 1)))
+    expected = smoothed(counts.numpy(), 1.2, axis=0)
     np.testing.assert_allclose(seen[0][0], expected @ weights.detach().numpy(), rtol=1e-4, atol=1e-5)
+
+
+def smoothed(values, std, axis):
+    """By scipy, whose kernel, cut at the edges, is normalised by what is left of it."""
+    options = {"axis": axis, "mode": "constant", "truncate": 10}
+    return gaussian_filter1d(values, std, **options) / gaussian_filter1d(np.ones_like(values), std, **options)
+
+
+@pytest.mark.parametrize("style", ["paper", "tied", "mlp"])
+def test_predictions_are_smoothed_over_bins_but_not_classes(style):
+    rough, smooth = make_model(style), make_model(style, prediction_smoothing=1.2)
+    batch = make_batch()
+    with torch.no_grad():
+        expected, found = rough(**batch, return_loss=False), smooth(**batch, return_loss=False)
+    for name, values in {"log_rates": expected.log_rates, **expected.predictions}.items():
+        values = values.numpy() if name in ("choice", "block") else smoothed(values.numpy(), 1.2, axis=1)
+        prediction = found.log_rates if name == "log_rates" else found.predictions[name]
+        np.testing.assert_allclose(prediction, values, rtol=1e-4, atol=1e-5)
 
 
 def test_a_model_without_sessions_can_be_given_its_first():

@@ -316,9 +316,31 @@ def test_fewer_trials_than_one_batch_make_one_batch(model_folder, dataset, tmp_p
         trainer.get_train_dataloader()
 
 
-def test_rows_of_units_and_sessions_are_not_decayed(model_folder, dataset, tmp_path):
+def test_weight_decay_leaves_rows_of_units_and_sessions_alone(model_folder, dataset, tmp_path):
     trainer = make_trainer(dataset, model_folder, tmp_path)
     decayed = trainer.get_decay_parameter_names(trainer.model)
     assert "encoder.blocks.0.up_proj.weight" in decayed and "spike_patch.weight" in decayed
     for name in ("unit_embedding", "unit_readout", "unit_bias", "session_embedding"):
         assert f"{name}.weight" not in decayed
+
+
+def test_unit_weight_decay_shrinks_the_rows_of_the_sessions_of_a_step_and_no_others(
+    model_folder, dataset, tmp_path
+):
+    """By learning rate times decay, beside a step of plain gradient descent that is known."""
+    options = {"optim": "sgd", "learning_rate": 0.1, "unit_weight_decay": 0.5}
+    trainer = make_trainer(dataset, model_folder, tmp_path, **options)
+    rows = {
+        name: getattr(trainer.model, name).weight for name in ("unit_embedding", "unit_readout", "unit_bias")
+    }
+    before = {name: weight.detach().clone() for name, weight in rows.items()}
+    optimizer = trainer.create_optimizer()
+    seen = trainer.model.unit_rows(trainer.processor.session_ids[0])
+    for weight in rows.values():
+        weight.grad = torch.zeros_like(weight)
+        weight.grad[seen] = 2.0
+    optimizer.step()
+    for name, weight in rows.items():
+        expected = before[name].clone()
+        expected[seen] = (expected[seen] - 0.1 * 2.0) * (1.0 if name == "unit_bias" else 0.95)
+        torch.testing.assert_close(weight.detach(), expected)

@@ -129,6 +129,9 @@ class NEDSConfig(Checkpoint, PreTrainedConfig):
     spike_smoothing (`float`, defaults to 0.0):
         Standard deviation, in bins, of the Gaussian by which the spikes that go in are smoothed; what is to be
         predicted stays as it is, and what is hidden leaks into no other bin.
+    prediction_smoothing (`float`, defaults to 0.0):
+        Standard deviation, in bins, of the Gaussian by which predicted log rates and continuous behaviours are
+        smoothed, in training as well.
     tied_units (`bool`, defaults to `False`):
         Read spikes in by the rows of the readout, instead of rows of their own (paper): what encoding learns of
         a unit then serves decoding, and a unit has half the parameters.
@@ -184,6 +187,7 @@ class NEDSConfig(Checkpoint, PreTrainedConfig):
     tokenizer: str = "linear"
     tokenizer_width: int | None = None
     spike_smoothing: float | int = 0.0
+    prediction_smoothing: float | int = 0.0
     tied_units: bool = False
     temporal_embedding: bool = True
     rope_theta: float | int = 10000.0
@@ -234,8 +238,9 @@ class NEDSConfig(Checkpoint, PreTrainedConfig):
             raise ValueError(
                 f"single_behavior_probability must be from 0 to 1, not {self.single_behavior_probability}"
             )
-        if self.spike_smoothing < 0:
-            raise ValueError(f"spike_smoothing must not be negative, but is {self.spike_smoothing}")
+        for name in ("spike_smoothing", "prediction_smoothing"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, but is {getattr(self, name)}")
         if self.initial_mean_count <= 0:
             raise ValueError(f"initial_mean_count must be positive, not {self.initial_mean_count}")
         if self.num_bins % self.bins_per_token:

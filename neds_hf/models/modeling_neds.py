@@ -60,6 +60,13 @@ def rotate(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.
     return states * cos + torch.cat((-second, first), -1) * sin
 
 
+def gaussian_smooth(values: torch.Tensor, std: float) -> torch.Tensor:
+    """`values` (B, T, ...) averaged over bins with Gaussian weights, which sum to one at the edges too."""
+    bins = torch.arange(values.shape[1], device=values.device, dtype=torch.float32)
+    kernel = torch.exp(-((bins[:, None] - bins) ** 2) / (2 * std**2))
+    return (kernel / kernel.sum(1, keepdim=True)).to(values.dtype) @ values
+
+
 def eager_attention(
     module: nn.Module,
     query: torch.Tensor,
@@ -636,9 +643,7 @@ class NEDSModel(Checkpoint, PreTrainedModel):
         if hidden_tokens is not None:
             hidden = hidden_tokens.repeat_interleave(self.config.bins_per_token, 1)
             counts = counts.masked_fill(hidden[..., None], 0.0)
-        bins = torch.arange(counts.shape[1], device=counts.device, dtype=torch.float32)
-        kernel = torch.exp(-((bins[:, None] - bins) ** 2) / (2 * self.config.spike_smoothing**2))
-        return (kernel / kernel.sum(1, keepdim=True)).to(counts.dtype) @ counts
+        return gaussian_smooth(counts, self.config.spike_smoothing)
 
     def _read_out(self, session_index, unit_mask, states):
         """`log_rates` (B, T, N) and `predictions`, in float32."""
@@ -647,6 +652,8 @@ class NEDSModel(Checkpoint, PreTrainedModel):
         states = dict(zip(tokens, states.split(list(tokens.values()), 1)))
         rows = self._unit_indices(session_index, unit_mask)
         spikes = self.spike_unpatch(states["spikes"]).reshape(len(rows), config.num_bins, config.hidden_size)
+        if config.prediction_smoothing:
+            spikes = gaussian_smooth(spikes, config.prediction_smoothing)
         log_rates = spikes @ self.unit_readout(rows).transpose(1, 2) + self.unit_bias(rows).transpose(1, 2)
         predictions = {}
         for name, classes in config.behaviors.items():
@@ -658,7 +665,10 @@ class NEDSModel(Checkpoint, PreTrainedModel):
                 read = self.session_readout[name](read, session_index)
             else:
                 read = self.behavior_readout[name](states[name].mean(1) if classes else states[name])
-            predictions[name] = read.flatten(1).float()
+            read = read.flatten(1)
+            if config.prediction_smoothing and not classes:
+                read = gaussian_smooth(read[..., None], config.prediction_smoothing)[..., 0]
+            predictions[name] = read.float()
         return log_rates.float(), predictions
 
     def _losses(self, log_rates, predictions, spike_counts, unit_mask, behaviors, available, hidden):

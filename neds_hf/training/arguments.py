@@ -20,7 +20,11 @@ class NEDSTrainingArguments(TrainingArguments):
 
     output_dir: str = field(metadata={"help": "Folder of the run and of the model.", "aliases": ["--output"]})
     learning_rate: float = field(default=2e-3, metadata={"help": "Peak learning rate of AdamW."})
-    weight_decay: float = field(default=0.01, metadata={"help": "Of the matrices; never of units' rows."})
+    weight_decay: float = field(default=0.01, metadata={"help": "Of the matrices."})
+    unit_weight_decay: float = field(
+        default=0.3,
+        metadata={"help": "Of units' rows, in the steps in which trials of their session are seen."},
+    )
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "Learning-rate schedule."})
     warmup_steps: float = field(default=0.15, metadata={"help": "Share of the steps (<1), or steps."})
     per_device_train_batch_size: int = field(default=16, metadata={"help": "Trials a step and process."})

@@ -44,6 +44,7 @@ TRAINED_WITH = (
     "optim_args",
     "seed",
     "train_splits",
+    "unit_weight_decay",
     "warmup_steps",
     "weight_decay",
 )

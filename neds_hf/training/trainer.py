@@ -7,10 +7,11 @@ Any other `Trainer` trains the model as well; this one adds:
 - An epoch is a whole number of global batches: other random trials sit out in every epoch, at most one batch less
   one. Else the last step's trials would count more, and differently so on several processes.
 - Evaluation encodes and decodes every trial and streams the metrics; only sums are gathered.
-- Units' rows and sessions' embeddings are not decayed: those of the sessions that a run does not train on stay
-  what they were.
+- Units' rows have a weight decay of their own, and only in steps that see trials of their session: those of the
+  sessions that a run does not train on stay what they were. Sessions' embeddings are not decayed.
 """
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,6 +33,8 @@ from neds_hf.models.processing_neds import NEDSProcessor
 from neds_hf.training.arguments import NEDSTrainingArguments
 from neds_hf.training.inference import score_batches, sums_of
 from neds_hf.training.sessions import Recordings, mean_table
+
+UNIT_ROWS = re.compile(r"\bunit_(embedding|readout)\b")  # also among the names of an adapter
 
 
 def global_batch_size(args: NEDSTrainingArguments) -> int:
@@ -138,6 +141,21 @@ class NEDSTrainer(Trainer):
             )
         whole = num_trials - num_trials % batch or num_trials
         return RandomSampler(sampler.data_source, num_samples=whole)
+
+    def create_optimizer(self, model=None) -> torch.optim.Optimizer:
+        optimizer = super().create_optimizer(model)
+        optimizer.register_step_post_hook(self._decay_units)
+        return optimizer
+
+    @torch.no_grad()
+    def _decay_units(self, optimizer: torch.optim.Optimizer, *_) -> None:
+        """Decoupled decay, as of AdamW, of the rows that this step has a gradient of."""
+        units = {id(rows) for name, rows in self.model.named_parameters() if UNIT_ROWS.search(name)}
+        for group in optimizer.param_groups:
+            for rows in group["params"]:
+                if id(rows) in units and rows.grad is not None:
+                    seen = (rows.grad != 0).any(1, keepdim=True)
+                    rows.mul_(1 - group["lr"] * self.args.unit_weight_decay * seen)
 
     def get_decay_parameter_names(self, model) -> list[str]:
         rows = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, Table)}
