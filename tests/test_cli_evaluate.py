@@ -46,7 +46,7 @@ def test_all_sessions_that_the_model_knows_are_scored_on_test(evaluate, dataset,
     )
     assert report["configuration"] == {
         "command": "evaluate",
-        "model": str(model_folder),
+        "models": [str(model_folder)],
         "dataset": str(dataset),
         "split": "test",
         "alf": None,
@@ -129,6 +129,13 @@ def simulated(tmp_path_factory):
     ):
         assert main(command) == 0
     return folder
+
+
+def test_several_models_are_scored_together_by_their_averaged_predictions(evaluate, model_folder):
+    """A model thrice is that model; the tests of `neds predict` say what is averaged."""
+    one, thrice = evaluate(), evaluate("--model", *[model_folder] * 3)
+    assert thrice["configuration"]["models"] == [str(model_folder)] * 3
+    assert thrice["mean"] == pytest.approx(one["mean"], abs=1e-5, nan_ok=True)
 
 
 def test_the_true_rates_of_simulated_neurons_are_what_can_be_attained(simulated, evaluate, capsys):

@@ -1,16 +1,18 @@
 """`neds predict`: every flag, datasets against trial arrays, units of the data, errors and exit status."""
 
+import json
 import runpy
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from small_dataset import simulate, write_arrays
 
 from neds_hf.cli.main import main
 from neds_hf.metrics import functional
-from neds_hf.training.sessions import open_recordings
+from neds_hf.training.sessions import load_model, open_recordings
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 
@@ -70,6 +72,44 @@ def test_decoding_writes_behaviours_in_the_units_of_the_data(predict, dataset):
 def test_a_behaviour_that_the_session_never_had_is_not_predicted(predict, dataset):
     arrays = predict("--dataset", dataset, "--session", "bob", "--task", "decoding")
     assert "wheel_speed" in arrays and "whisker_motion_energy" not in arrays
+
+
+def test_predictions_of_several_models_are_averaged_rates_values_and_probabilities(
+    predict, dataset, model_folder, tmp_path
+):
+    other = another_seed(model_folder, tmp_path / "other")
+    for task in ("encoding", "decoding"):
+        argv = ("--dataset", dataset, "--session", "ann", "--task", task)
+        ours, theirs = predict(*argv), predict(*argv, "--model", other)
+        both = predict(*argv, "--model", model_folder, other)
+        if task == "encoding":
+            mean = (np.exp(ours["log_rates"]) + np.exp(theirs["log_rates"])) / 2
+            np.testing.assert_allclose(np.exp(both["log_rates"]), mean, rtol=1e-5)
+            continue
+        for name in ("choice", "block", "wheel_speed", "whisker_motion_energy"):
+            assert not np.allclose(ours[name], theirs[name], rtol=1e-3)
+            np.testing.assert_allclose(both[name], (ours[name] + theirs[name]) / 2, rtol=1e-4, atol=1e-6)
+
+
+def test_models_of_other_scales_do_not_predict_together(error_of, dataset, model_folder, tmp_path):
+    other = another_seed(model_folder, tmp_path / "other")
+    processor = json.loads((other / "processor_config.json").read_text())
+    processor["sessions"][0]["scaling"]["wheel_speed"][1] *= 2
+    (other / "processor_config.json").write_text(json.dumps(processor))
+    argv = ("--dataset", dataset, "--session", "ann", "--task", "encoding", "--model", model_folder, other)
+    assert "other and" in (message := error_of(*argv)) and "cannot predict together" in message
+
+
+def another_seed(model_folder, out) -> Path:
+    """The same model with other weights."""
+    model, processor = load_model(str(model_folder))
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(1 + 0.1 * torch.randn_like(weight))
+    model.save_pretrained(out)
+    processor.save_pretrained(out)
+    return out
 
 
 def test_a_dataset_of_one_session_needs_no_session(predict, tmp_path, capsys):

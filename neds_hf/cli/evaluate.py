@@ -14,14 +14,19 @@ from neds_hf.models import NEDSProcessor
 from neds_hf.training.fit import split_loader
 from neds_hf.training.inference import score, score_single_behaviors
 from neds_hf.training.runs import environment, write_json
-from neds_hf.training.sessions import Recordings, check_fits, load_model, open_recordings
+from neds_hf.training.sessions import Recordings, check_fits, load_models, open_recordings
 
 TITLES = {"encoding": "Encoding, spikes from behaviour", "decoding": "Decoding, behaviour from spikes"}
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="neds evaluate", description=__doc__)
-    parser.add_argument("--model", required=True, help="model folder, or a model id on the Hub")
+    parser.add_argument(
+        "--model",
+        nargs="+",
+        required=True,
+        help="model folder, or a model id on the Hub; of several (seeds) the predictions are averaged",
+    )
     parser.add_argument("--dataset", required=True, help="folder written by `neds build`, or a dataset id")
     parser.add_argument("--split", default="test", choices=SPLITS, help="default: test")
     parser.add_argument("--session", nargs="+", help="these sessions only; default: all that the model knows")
@@ -36,14 +41,14 @@ def main(argv: list[str] | None = None) -> None:
     if arguments.batch_size < 1:
         raise NEDSError(f"--batch-size must be at least 1, not {arguments.batch_size}")
 
-    model, processor = load_model(arguments.model)
+    model, processor = load_models(arguments.model)
     recordings = open_recordings(arguments.dataset)
     known = [session for session in recordings.session_ids if session in processor.session_ids]
     sessions = arguments.session or known
     unknown = sorted(set(sessions) - set(processor.session_ids))
     if unknown or not sessions:
         raise NEDSError(
-            f"{arguments.model} does not know session {', '.join(unknown or recordings.session_ids)} of "
+            f"{arguments.model[0]} does not know session {', '.join(unknown or recordings.session_ids)} of "
             f"{arguments.dataset}; `neds finetune` adapts it"
         )
     recordings = recordings.only(sessions)
@@ -66,7 +71,7 @@ def main(argv: list[str] | None = None) -> None:
             "sessions": scores,
             "configuration": {
                 "command": "evaluate",
-                "model": arguments.model,
+                "models": arguments.model,
                 "dataset": arguments.dataset,
                 "split": split,
                 "alf": arguments.alf and str(arguments.alf),

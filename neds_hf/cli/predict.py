@@ -12,12 +12,17 @@ from neds_hf.errors import NEDSError
 from neds_hf.models import NEDSProcessor
 from neds_hf.training.fit import split_loader
 from neds_hf.training.inference import TASKS, predict
-from neds_hf.training.sessions import check_fits, load_model, open_recordings
+from neds_hf.training.sessions import check_fits, load_models, open_recordings
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="neds predict", description=__doc__)
-    parser.add_argument("--model", required=True, help="model folder, or a model id on the Hub")
+    parser.add_argument(
+        "--model",
+        nargs="+",
+        required=True,
+        help="model folder, or a model id on the Hub; of several (seeds) the predictions are averaged",
+    )
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--dataset", help="folder written by `neds build`, or a dataset id on the Hub")
     source.add_argument("--arrays", type=Path, help=".npz trial arrays of a session that the model knows")
@@ -30,7 +35,7 @@ def main(argv: list[str] | None = None) -> None:
     if arguments.batch_size < 1:
         raise NEDSError(f"--batch-size must be at least 1, not {arguments.batch_size}")
 
-    model, processor = load_model(arguments.model)
+    model, processor = load_models(arguments.model)
     if arguments.arrays:
         if arguments.split or arguments.session:
             raise NEDSError(

@@ -1,9 +1,11 @@
 """Encoding and decoding of whole splits."""
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
+from torch import nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
@@ -22,8 +24,45 @@ def move(batch: dict, device: torch.device) -> dict:
     }
 
 
+class Ensemble(nn.Module):
+    """Several models of the same sessions as one: expected counts, behaviours and class probabilities averaged.
+
+    Args:
+        models: As runs of several seeds give them, with the same modalities, sessions, units and scales.
+    """
+
+    def __init__(self, models: Sequence[NEDSModel]):
+        super().__init__()
+        self.models = nn.ModuleList(models)
+
+    @property
+    def device(self) -> torch.device:
+        return self.models[0].device
+
+    def forward(self, **inputs) -> NEDSOutput:
+        """`log_rates` and `predictions` (of classes the logarithms of probabilities) as of `NEDSModel`; the losses
+        are the models' mean."""
+        outputs = [model(**inputs) for model in self.models]
+        predictions = {}
+        for name, classes in self.models[0].config.behaviors.items():
+            each = torch.stack([output.predictions[name] for output in outputs])
+            predictions[name] = _log_mean_exp(each.log_softmax(-1)) if classes else each.mean(0)
+        names = outputs[0].losses or {}
+        return NEDSOutput(
+            loss=sum(output.loss for output in outputs) / len(outputs) if names else None,
+            losses={name: sum(output.losses[name] for output in outputs) / len(outputs) for name in names},
+            log_rates=_log_mean_exp(torch.stack([output.log_rates for output in outputs])),
+            predictions=predictions,
+        )
+
+
+def _log_mean_exp(logs: torch.Tensor) -> torch.Tensor:
+    """Over the first axis."""
+    return logs.logsumexp(0) - math.log(len(logs))
+
+
 @torch.no_grad()
-def translate(model: NEDSModel, batch: dict, task: str) -> NEDSOutput:
+def translate(model: NEDSModel | Ensemble, batch: dict, task: str) -> NEDSOutput:
     """One pass that hides all spikes (`"encoding"`) or all behaviours (`"decoding"`), with its loss."""
     was_training = model.training
     model.eval()
@@ -52,7 +91,7 @@ def by_session(processor: NEDSProcessor, batch: dict) -> Iterator[tuple[str, np.
 
 
 def score_batches(
-    model: NEDSModel, processor: NEDSProcessor, batches: Iterator[dict]
+    model: NEDSModel | Ensemble, processor: NEDSProcessor, batches: Iterator[dict]
 ) -> tuple[dict[str, SessionSums], dict[str, float], int]:
     """Encode and decode batches from `NEDSCollator`.
 
@@ -90,7 +129,7 @@ def score_batches(
 
 
 def score(
-    model: NEDSModel, processor: NEDSProcessor, loader: DataLoader, progress: str = ""
+    model: NEDSModel | Ensemble, processor: NEDSProcessor, loader: DataLoader, progress: str = ""
 ) -> dict[str, dict[str, float]]:
     """Session to its metrics (`SessionSums.metrics`); the null of `_train_null` is the training mean."""
     sums, _, _ = score_batches(model, processor, tqdm(loader, desc=progress, disable=not progress))
@@ -102,7 +141,7 @@ def score(
 
 
 def score_single_behaviors(
-    model: NEDSModel, processor: NEDSProcessor, loader: DataLoader, progress: str = ""
+    model: NEDSModel | Ensemble, processor: NEDSProcessor, loader: DataLoader, progress: str = ""
 ) -> dict[str, dict[str, float]]:
     """Encoding from each behaviour alone, the others missing, as in the paper.
 
@@ -132,7 +171,7 @@ def score_single_behaviors(
 
 
 def predict(
-    model: NEDSModel, processor: NEDSProcessor, loader: DataLoader, task: str, progress: str = ""
+    model: NEDSModel | Ensemble, processor: NEDSProcessor, loader: DataLoader, task: str, progress: str = ""
 ) -> dict[str, np.ndarray]:
     """Predictions for the trials of one session.
 

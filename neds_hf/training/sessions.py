@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,6 +21,7 @@ from neds_hf.errors import NEDSError
 from neds_hf.models.configuration_neds import CHECKPOINTS, IBL_MODALITIES, NEDSConfig
 from neds_hf.models.modeling_neds import NEDSModel
 from neds_hf.models.processing_neds import NEDSProcessor
+from neds_hf.training.inference import Ensemble
 from neds_hf.training.runs import RUN_FILE, fingerprint_of
 
 # What a model is loaded from.
@@ -194,6 +196,21 @@ def load_model(source: str, settings: dict | None = None) -> tuple[NEDSModel, NE
             f"{source} is no NEDS model: its weights or its sessions are not those of its config.json"
         )
     return model.to("cuda" if torch.cuda.is_available() else "cpu"), processor
+
+
+def load_models(sources: Sequence[str]) -> tuple[NEDSModel | Ensemble, NEDSProcessor]:
+    """One model as by `load_model`, or several that predict together.
+
+    Raises:
+        NEDSError: One cannot be loaded, or they are not of the same sessions, units and scales.
+    """
+    models, processors = zip(*(load_model(source) for source in sources))
+    for source, processor in zip(sources, processors):
+        if processor.to_dict() != processors[0].to_dict():
+            raise NEDSError(
+                f"{source} and {sources[0]} cannot predict together: sessions, units or scales are not the same"
+            )
+    return models[0] if len(models) == 1 else Ensemble(models), processors[0]
 
 
 def _load_adapter(source: str, base: str, settings: dict | None) -> tuple[NEDSModel, NEDSProcessor]:
