@@ -50,7 +50,13 @@ TINY = {
 # `base` are the paper's 3M single-session and 12M 74-session models.
 PRESETS = {
     "tiny": TINY,
-    "compact": TINY | {"bins_per_token": 2, "unit_dropout": 0.4, "loss_weights": {"spikes": 8.0}},
+    "compact": TINY
+    | {
+        "bins_per_token": 2,
+        "unit_dropout": 0.4,
+        "loss_weights": {"spikes": 8.0},
+        "prediction_smoothing": 1.5,
+    },
     "small": {
         "hidden_size": 256,
         "intermediate_size": 512,
