@@ -421,7 +421,8 @@ class NEDSModel(Checkpoint, PreTrainedModel):
             session_index: (B,) place of each trial's session in `config.session_ids`.
             spike_counts: (B, T, N), any integer or float dtype; N is the largest unit count of the batch.
             unit_mask: (B, N) bool, True for a real unit. Default: the first `unit_counts` of each session.
-            behaviors: Name to (B, T) scaled values, or (B,) class indices. What is missing may hold anything.
+            behaviors: Name to (B, T) scaled values, or (B,) class indices, or (B, classes) probabilities (not with
+                the `"mlp"` tokenizer). What is missing may hold anything.
             available: Name to (B,) bool, True where the trial has the behaviour. Default: those of `behaviors`.
             hidden: Modality to (B, T) bool, or (B,) for all its bins: what is to be predicted. A token of
                 several bins is hidden when one of them is. Default: in training drawn by
@@ -521,8 +522,12 @@ class NEDSModel(Checkpoint, PreTrainedModel):
         if unknown:
             raise ValueError(f"behaviours {sorted(unknown)} are not among {list(self.config.behaviors)}")
         for name, values in behaviors.items():
-            expected = (batch_size,) if self.config.behaviors[name] else (batch_size, self.config.num_bins)
-            if tuple(values.shape) != expected:
+            classes = self.config.behaviors[name]
+            expected = (batch_size,) if classes else (batch_size, self.config.num_bins)
+            probabilities = (
+                (batch_size, classes) if classes and self.config.tokenizer == "linear" else expected
+            )
+            if tuple(values.shape) not in (expected, probabilities):
                 raise ValueError(f"{name} is {tuple(values.shape)}, expected {expected}")
         for name, values in available.items():
             if tuple(values.shape) != (batch_size,):
@@ -607,7 +612,9 @@ class NEDSModel(Checkpoint, PreTrainedModel):
             if config.tokenizer == "mlp":
                 features[name] = self.session_tokenizer[name](values.to(dtype), session_index)
             elif classes:
-                features[name] = self.behavior_embedding[name](values).expand(-1, tokens[name], -1)
+                table = self.behavior_embedding[name]
+                value = table(values) if values.shape[1] == 1 else (values.to(dtype) @ table.weight)[:, None]
+                features[name] = value.expand(-1, tokens[name], -1)
             else:
                 values = values.to(dtype).reshape(batch_size, tokens[name], config.bins_per_token)
                 features[name] = self.behavior_embedding[name](values)
@@ -693,14 +700,21 @@ class NEDSModel(Checkpoint, PreTrainedModel):
             # Targets that do not count may hold anything, also what has no gradient.
             if classes:
                 mask = hidden[name].any(1) & available[name]
-                target = target.masked_fill(~mask, 0).long()
-                error = F.cross_entropy(predictions[name], target, reduction="none")
-                losses[name] = (error * mask).mean()
+                losses[name] = (self._cross_entropy(predictions[name], target, mask) * mask).mean()
             else:
                 mask = hidden[name] & available[name][:, None]
                 error = (predictions[name] - target.float().masked_fill(~mask, 0.0)).square() * mask
                 losses[name] = (error.sum(1) / mask.sum(1).clamp(min=1)).mean()
         return losses
+
+    @staticmethod
+    def _cross_entropy(logits, target, mask):
+        """(B,), of class indices or of probabilities; finite whatever they are where `mask` is False."""
+        if target.dim() == 1:
+            target = target.masked_fill(~mask, 0).long()
+        else:
+            target = target.to(logits.dtype).masked_fill(~mask[:, None], 0.0)
+        return F.cross_entropy(logits, target, reduction="none")
 
     def _published_losses(
         self, log_rates, predictions, spike_counts, unit_mask, behaviors, available, hidden
@@ -718,8 +732,7 @@ class NEDSModel(Checkpoint, PreTrainedModel):
                 error = log_rates.exp() - target.float() * log_rates
                 error = error.masked_fill(~unit_mask[:, None], 0.0).sum(-1) * hidden[name]
             elif self.config.behaviors[name]:
-                target = target.masked_fill(~available[name], 0).long()
-                error = F.cross_entropy(predictions[name], target, reduction="none") * available[name]
+                error = self._cross_entropy(predictions[name], target, available[name]) * available[name]
                 error = error * (number > 0)
             else:
                 mask = hidden[name] & available[name][:, None]

@@ -37,6 +37,13 @@ class NEDSTrainingArguments(TrainingArguments):
     load_best_model_at_end: bool = field(default=True, metadata={"help": "Keep the best checkpoint."})
     metric_for_best_model: str | None = field(default="eval_mean", metadata={"help": "What best means."})
     greater_is_better: bool | None = field(default=True, metadata={"help": "Higher is better."})
+    mixup: float = field(
+        default=0.0,
+        metadata={
+            "help": "Mix pairs of a session's trials in every batch of a process, by shares of a beta "
+            "distribution with this parameter; 0: never."
+        },
+    )
     train_splits: list[str] = field(
         default_factory=lambda: ["train"],
         metadata={
@@ -63,6 +70,8 @@ class NEDSTrainingArguments(TrainingArguments):
     hub_strategy: str = field(default="end", metadata={"help": "When to push, with --push_to_hub."})
 
     def __post_init__(self):
+        if self.mixup < 0:
+            raise ValueError(f"--mixup must not be negative, but is {self.mixup}")
         if "validation" in self.train_splits:
             self.eval_strategy, self.load_best_model_at_end = "no", False
         self.dataloader_persistent_workers &= self.dataloader_num_workers > 0

@@ -39,6 +39,7 @@ TRAINED_WITH = (
     "max_grad_norm",
     "max_steps",
     "metric_for_best_model",
+    "mixup",
     "num_train_epochs",
     "optim",
     "optim_args",

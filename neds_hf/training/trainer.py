@@ -32,6 +32,7 @@ from neds_hf.models.modeling_neds import Table
 from neds_hf.models.processing_neds import NEDSProcessor
 from neds_hf.training.arguments import NEDSTrainingArguments
 from neds_hf.training.inference import score_batches, sums_of
+from neds_hf.training.mixup import mix_trials
 from neds_hf.training.sessions import Recordings, mean_table
 
 UNIT_ROWS = re.compile(r"\bunit_(embedding|readout)\b")  # also among the names of an adapter
@@ -168,6 +169,10 @@ class NEDSTrainer(Trainer):
         session_index = inputs["session_index"]
         uniform = self._uniform(len(session_index)).to(session_index.device)
         hidden, available = sample_masks(self.model.config, inputs["available"], uniform)
+        if self.args.mixup:
+            place = (self._micro_step, self.args.process_index)
+            rng = np.random.default_rng([self.args.seed, self.state.global_step, *place])
+            inputs = mix_trials(self.model.config, inputs, self.args.mixup, rng)
         return super().training_step(
             model, {**inputs, "hidden": hidden, "available": available}, num_items_in_batch
         )

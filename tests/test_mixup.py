@@ -1,0 +1,73 @@
+"""Mixing of trials: what is mixed with what, and that the model learns from it."""
+
+import numpy as np
+import pytest
+import torch
+
+from neds_hf.data.collator import ArrowTrials, NEDSCollator
+from neds_hf.models import NEDSConfig
+from neds_hf.training.mixup import mix_trials
+from neds_hf.training.sessions import load_model, open_recordings
+
+CONFIG = NEDSConfig(num_bins=2, session_ids=["a", "b"], unit_counts=[1, 1])
+
+
+def batch(sessions, there, counts):
+    """Trials whose spikes, wheel and choice all say the same number, 0 or 1."""
+    counts = torch.tensor(counts)
+    return {
+        "session_index": torch.tensor(sessions),
+        "spike_counts": counts.to(torch.uint8)[:, None, None].expand(-1, 2, 1),
+        "unit_mask": torch.ones(len(counts), 1, dtype=torch.bool),
+        "behaviors": {"wheel_speed": counts[:, None].float().expand(-1, 2), "choice": counts},
+        "available": {
+            "wheel_speed": torch.tensor(there),
+            "choice": torch.ones(len(counts), dtype=torch.bool),
+        },
+    }
+
+
+def test_spikes_and_behaviours_are_mixed_by_the_same_share_of_at_least_a_half():
+    original = batch([0] * 40, [True] * 40, [0, 1] * 20)
+    mixed = mix_trials(CONFIG, original, 1.0, np.random.default_rng(0))
+    share = mixed["spike_counts"][:, 0, 0]
+    torch.testing.assert_close(mixed["behaviors"]["wheel_speed"], share[:, None].expand(-1, 2))
+    torch.testing.assert_close(mixed["behaviors"]["choice"], torch.stack((1 - share, share), 1))
+    own = torch.where(original["behaviors"]["choice"] == 1, share, 1 - share)
+    assert (own >= 0.5).all() and (own < 1).sum() > 10 and len(own.unique()) > 10
+    for name in ("session_index", "unit_mask", "available"):
+        assert mixed[name] is original[name]
+
+
+def test_trials_of_other_sessions_or_with_other_behaviours_are_not_mixed():
+    """0 and 1 never meet: they are of two sessions, or only one of them has a wheel."""
+    for sessions, there in (([0, 1] * 20, [True] * 40), ([0] * 40, [True, False] * 20)):
+        mixed = mix_trials(CONFIG, batch(sessions, there, [0, 1] * 20), 1.0, np.random.default_rng(0))
+        assert mixed["spike_counts"][:, 0, 0].tolist() == [0.0, 1.0] * 20
+
+
+def test_a_mixed_class_has_the_mixed_loss_of_its_classes(dataset, model_folder):
+    model, processor = load_model(str(model_folder))
+    recordings = open_recordings(dataset).only(["ann"])
+    inputs = NEDSCollator(processor)(ArrowTrials(recordings.split("test"))[0])
+    behaviors = inputs["behaviors"]
+
+    def loss(choice) -> float:
+        changed = {**inputs, "behaviors": {**behaviors, "choice": torch.tensor(choice)}}
+        return float(model(**changed, scheme="decoding").losses["choice"].detach())
+
+    mixture = loss([[0.25, 0.75]])
+    assert mixture == pytest.approx(0.25 * loss([0]) + 0.75 * loss([1]), rel=1e-5)
+    assert loss([[0.0, 1.0]]) == pytest.approx(loss([1]), rel=1e-6)
+
+
+def test_what_is_shown_of_a_mixed_class_is_between_its_classes(dataset, model_folder):
+    model, processor = load_model(str(model_folder))
+    recordings = open_recordings(dataset).only(["ann"])
+    inputs = NEDSCollator(processor)(ArrowTrials(recordings.split("test"))[0])
+    seen = []
+    model.encoder.register_forward_pre_hook(lambda module, arguments: seen.append(arguments[0].detach()))
+    for choice in ([0], [1], [[0.25, 0.75]]):
+        behaviors = {**inputs["behaviors"], "choice": torch.tensor(choice)}
+        model(**{**inputs, "behaviors": behaviors}, scheme="encoding")
+    torch.testing.assert_close(seen[2], 0.25 * seen[0] + 0.75 * seen[1], rtol=1e-4, atol=1e-5)
