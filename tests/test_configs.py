@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 import yaml
-from transformers import TrainingArguments
 
 from neds_hf.cli import build
 from neds_hf.cli.finetune import FinetuneArguments
 from neds_hf.cli.pretrain import PretrainArguments
 from neds_hf.models import NEDSConfig
+from neds_hf.training.arguments import NEDSTrainingArguments
 
 FOLDER = Path(__file__).resolve().parents[1] / "examples/configs"
 GROUPS = "steinmetz_regions.yaml"  # acronyms to classes for `neds regions`, no recipe
@@ -29,8 +29,8 @@ OPTIONS = {
         for action in build.parser()._actions
         for option in action.option_strings
     },
-    "pretrain": names(PretrainArguments) | names(TrainingArguments),
-    "finetune": names(FinetuneArguments) | names(TrainingArguments),
+    "pretrain": names(PretrainArguments) | names(NEDSTrainingArguments),
+    "finetune": names(FinetuneArguments) | names(NEDSTrainingArguments),
 }
 
 
