@@ -14,7 +14,9 @@ pytest.importorskip("matplotlib", reason="matplotlib is not installed (neds_hf[r
 
 from matplotlib.image import imread
 
+import neds_hf.cli.regions as regions_command
 from neds_hf.cli.main import main
+from neds_hf.training.sessions import open_recordings
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 # The third unit of `ann` is silent and dropped; the model does not know `cat`, which has no regions.
@@ -116,6 +118,18 @@ def test_regions_of_one_session_are_left_out_of_the_split_by_session(model_folde
     assert metrics["regions"] == {"CA1": 8, "LP": 6} and metrics["left_out_by_session"] == {"LP": 6}
     assert "by_unit" in metrics and "by_session" not in metrics
     assert "no split by session: it needs two regions in two sessions each" in capsys.readouterr().out
+
+
+def test_statistics_are_of_the_validation_trials_too(regions, located, monkeypatch):
+    """As a model may have learned from these."""
+    seen = []
+    features = regions_command.unit_features
+    monkeypatch.setattr(
+        regions_command, "unit_features", lambda model, of: seen.append(of) or features(model, of)
+    )
+    regions()
+    splits = open_recordings(located).only(["ann", "bob"]).splits
+    assert len(seen[0].split("train")) == len(splits["train"]) + len(splits["validation"])
 
 
 def test_the_seed_shuffles_and_repeats(regions):

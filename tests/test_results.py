@@ -91,6 +91,24 @@ def test_table_of_simulation_is_over_the_new_mice(scripts):
     assert lines[3].startswith("| 20 mice | 0.300 |")
 
 
+def test_regions_that_are_listed_one_unit_late_are_moved_back_and_others_stay(scripts, tmp_path):
+    """Units of a region share their ups and downs, and all units those of the whole; the last unit is silent."""
+    rng = np.random.default_rng(0)
+    regions = rng.permutation(np.repeat(["CA1", "LP", "VISp"], 10))
+    shared = rng.normal(size=(3, 200, 10)) + rng.normal(size=(200, 10))
+    log_rates = shared[np.unique(regions, return_inverse=True)[1]].transpose(1, 2, 0)
+    counts = np.concatenate((rng.poisson(np.exp(log_rates)), np.zeros((200, 10, 1))), 2).astype(np.uint8)
+    right, late = np.append(regions, ""), np.append("LP", regions)
+    np.savez(tmp_path / "right.npz", spike_counts=counts, unit_region=right, choice=np.arange(200))
+    np.savez(tmp_path / "late.npz", spike_counts=counts, unit_region=late, choice=np.arange(200))
+    realigned, folder = scripts["regions"].realigned, tmp_path / "realigned"
+    assert realigned(tmp_path / "right.npz", folder) == tmp_path / "right.npz"
+    moved = np.load(realigned(tmp_path / "late.npz", folder))
+    np.testing.assert_array_equal(moved["unit_region"], right)
+    np.testing.assert_array_equal(moved["spike_counts"], counts)
+    assert set(moved.files) == {"spike_counts", "unit_region", "choice"}
+
+
 def test_a_table_replaces_what_was_between_its_marks(scripts, tmp_path):
     page = tmp_path / "page.md"
     page.write_text("before\n<!-- one -->\nold\n<!-- /one -->\nafter\n")

@@ -57,6 +57,8 @@ def main(argv: list[str] | None = None) -> None:
             f"{arguments.model} does not know session {', '.join(unknown or recordings.session_ids)} of "
             f"{arguments.dataset}; `neds finetune` adapts it"
         )
+    if "validation" in recordings.splits:  # a model may have learned from both; so do the statistics
+        recordings = recordings.trained_on(["train", "validation"])
     recordings = recordings.only(sessions)
     check_fits(processor, recordings)
     try:
