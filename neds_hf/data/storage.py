@@ -13,7 +13,7 @@ import re
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import version
@@ -337,8 +337,11 @@ def _convert_session(
         ]:
             file.unlink()
         return str(error).removeprefix(f"{source.session}: ")
-    for folder, table in tables.items():
-        _write_table(out / folder / f"{source.session}.parquet", table)
+    files = {out / folder / f"{source.session}.parquet": table for folder, table in tables.items()}
+    *first, mark = files
+    with ThreadPoolExecutor(2) as pool:  # Arrow lets go of Python's lock; training trials take one of the two
+        list(pool.map(_write_table, first, map(files.get, first)))
+    _write_table(mark, files[mark])
     return None
 
 
