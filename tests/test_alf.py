@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import xxhash
 from alf_folder import trials_table, write_session, write_trials
 
 from neds_hf.data import alf
@@ -297,9 +298,47 @@ def test_the_latest_revision_is_read_and_recorded_with_its_hash(tmp_path):
     assert file == {
         "path": "alf/probe00/pykilosort/#2024-05-06#/spikes.times.npy",
         "revision": "2024-05-06",
-        "md5": hashlib.md5(path.read_bytes()).hexdigest(),
+        "xxh3_128": xxhash.xxh3_128(path.read_bytes()).hexdigest(),
         "size_bytes": path.stat().st_size,
     }
+
+
+def test_a_file_whose_md5_is_listed_is_recorded_with_it_and_a_note_where_it_differs(tmp_path):
+    folder = write_session(tmp_path)
+    one = alf.open_local(tmp_path)
+    (session,) = alf.list_sessions(one)
+    # As the tables of a server have it.
+    listed = hashlib.md5((folder / "_ibl_wheel.position.npy").read_bytes()).hexdigest()
+    wheel = one._cache["datasets"]["rel_path"].str.contains("_ibl_wheel")
+    one._cache["datasets"].loc[wheel, "hash"] = listed
+    provenance = alf.read_session(one, session, OPTIONS).provenance
+    files = {file["path"]: file for file in provenance["files"]}
+    assert files["alf/_ibl_wheel.position.npy"]["md5"] == listed
+    assert "xxh3_128" not in files["alf/_ibl_wheel.position.npy"]
+    assert files["alf/_ibl_wheel.timestamps.npy"]["md5"] != listed
+    assert provenance["notes"] == [
+        f"alf/_ibl_wheel.timestamps.npy is not the file of ONE's tables, whose md5 is {listed}"
+    ]
+
+
+def test_files_of_a_server_are_asked_of_one(tmp_path, monkeypatch):
+    write_session(tmp_path)
+    offline, server = alf.open_local(tmp_path), alf.open_local(tmp_path)
+    (session,) = alf.list_sessions(offline)
+    asked = []
+
+    class Server(type(server)):
+        offline = False
+
+        def load_dataset(self, eid, dataset, **options):
+            asked.append(dataset)
+            return super().load_dataset(eid, dataset, **options)
+
+    server.__class__ = Server
+    recordings = [alf.read_session(one, session, OPTIONS) for one in (offline, server)]
+    assert recordings[0].provenance == recordings[1].provenance
+    np.testing.assert_array_equal(recordings[0].spike_counts, recordings[1].spike_counts)
+    assert sorted(asked) == sorted(file["path"] for file in recordings[0].provenance["files"])
 
 
 def test_the_default_revision_comes_before_a_later_one(tmp_path):

@@ -37,7 +37,8 @@ def test_conversion(tmp_path):
     results = results_of("conversion", tmp_path, *sizes)
     seconds = results["seconds"]
     assert 0 < seconds["files read"] < seconds["conversion"]
-    assert seconds["needed"] == pytest.approx(seconds["files read"] + seconds["md5"] + seconds["write"])
+    assert seconds["needed"] == pytest.approx(seconds["files read"] + seconds["hash"] + seconds["write"])
+    assert seconds["processors"] > 0
     assert 1e8 < results["alone"]["peak_bytes"] < 3e9  # bytes, not kilobytes
     assert results["table"][0]["ratio"] == f"{seconds['conversion'] / seconds['files read']:.2f}"
 

@@ -31,6 +31,17 @@ def test_spikes_out_of_order_give_the_same_counts_as_a_histogram():
         np.testing.assert_array_equal(counts[trial], expected)
 
 
+def test_spikes_are_counted_into_a_part_of_a_larger_array():
+    counts = np.full((1, 2, 5), 9, dtype=np.uint8)
+    bin_spikes(np.array([1.05, 1.15, 1.16]), np.array([0, 1, 1]), [1.0], 2, 0.1, 3, out=counts[:, :, 1:4])
+    assert counts.tolist() == [[[9, 1, 0, 0, 9], [9, 0, 2, 0, 9]]]
+
+
+def test_a_bin_of_more_than_255_spikes_of_several_clusters_is_counted():
+    counts = bin_spikes(np.full(400, 0.05), np.repeat([0, 2], 200), [0.0], 2, 0.1, 3)
+    assert counts.tolist() == [[[200, 0, 200], [0, 0, 0]]]
+
+
 def test_no_spikes_and_no_trials_give_empty_counts():
     assert bin_spikes(np.array([]), np.array([]), np.array([0.0]), 2, 0.1, 3).tolist() == [[[0] * 3] * 2]
     assert bin_spikes(np.array([1.0]), np.array([0]), np.array([]), 2, 0.1, 3).shape == (0, 2, 3)
@@ -45,6 +56,9 @@ def test_no_spikes_and_no_trials_give_empty_counts():
         ([0.1], [-1], [0.0], "clusters -1 to -1"),
         ([0.1], [0.0], [0.0], "must be integers, but are float64"),
         ([np.nan], [0], [0.0], "finite"),
+        ([0.1, np.nan, 0.2], [0, 0, 0], [0.0], "finite"),
+        ([0.1, 0.2, np.inf], [0, 0, 0], [0.0], "finite"),
+        ([-np.inf, 0.1, 0.2], [0, 0, 0], [0.0], "finite"),
         ([0.1], [0], [np.nan], "finite"),
     ],
 )
