@@ -21,7 +21,7 @@ METRICS = {
     "block_balanced_accuracy": "block, bal.",
 }
 # Training of `compact` on one session, and the trials that all methods learn from.
-ALONE = ("--learning_rate", "3e-3", "--num_train_epochs", 150)
+ALONE = ("--learning_rate", "3e-3", "--num_train_epochs", 200, "--mixup", 0.3)
 TRAINED_ON = ("--train_splits", "train", "validation")
 
 

@@ -19,6 +19,7 @@ NUM_FOLDS = 5
 CSV = HERE / "folds.csv"
 BASELINES = ("linear", "reduced_rank", "poisson_glm")
 ONE_TASK = ("neds_encoding", "neds_decoding")  # the paper's ablation
+ENSEMBLE = "NEDS, seeds averaged"
 
 
 def measure(recording: Path, output: Path, seeds: list[int]) -> pd.DataFrame:
@@ -39,16 +40,24 @@ def measure(recording: Path, output: Path, seeds: list[int]) -> pd.DataFrame:
                 neds("pretrain", "--dataset", dataset, "--output", run, "--seed", seed, *TRAINED_ON, *ALONE)
             metrics = json.loads((run / "metrics.json").read_text())["mean"]
             rows.append({"method": "NEDS", "fold": fold, "seed": seed, **metrics})
+        report = output / f"fold-{fold}" / "ensemble.json"
+        runs = [output / f"fold-{fold}" / f"neds-{seed}" for seed in seeds]
+        if not report.exists():
+            neds("evaluate", "--dataset", dataset, "--output", report, "--model", *runs)
+        metrics = json.loads(report.read_text())["mean"]
+        rows.append({"method": ENSEMBLE, "fold": fold, "seed": len(seeds), **metrics})
     return pd.DataFrame(rows)[["method", "fold", "seed", *METRICS]]
 
 
 def table(results: pd.DataFrame) -> str:
-    """Mean ± standard error over folds, of each fold the mean over seeds; then NEDS less the best baseline of each
-    column, fold by fold."""
+    """Mean ± standard error over folds, of each fold the mean over seeds; then NEDS, one seed and several
+    averaged, less the best baseline of each column, fold by fold."""
     folds = results.drop(columns="seed").groupby(["method", "fold"]).mean()
-    shown = {method: folds.loc[method] for method in (*BASELINES, *ONE_TASK, "NEDS")}
+    shown = {method: folds.loc[method] for method in (*BASELINES, *ONE_TASK, "NEDS", ENSEMBLE)}
     best = {m: max(BASELINES, key=lambda method: shown[method][m].fillna(-1).mean()) for m in METRICS}
-    shown["NEDS − best baseline"] = pd.DataFrame({m: shown["NEDS"][m] - shown[best[m]][m] for m in METRICS})
+    for method in ("NEDS", ENSEMBLE):
+        differences = {m: shown[method][m] - shown[best[m]][m] for m in METRICS}
+        shown[f"{method} − best baseline"] = pd.DataFrame(differences)
     texts = {name: [estimate(values[m]) for m in METRICS] for name, values in shown.items()}
     return markdown(pd.DataFrame.from_dict(texts, orient="index", columns=list(METRICS.values())))
 

@@ -41,6 +41,8 @@ def test_table_of_folds_is_over_means_of_seeds_and_paired(scripts):
         ("NEDS", 0, 0, 0.1, 0.1),
         ("NEDS", 0, 1, 0.3, 0.3),
         ("NEDS", 1, 0, 0.5, 0.5),
+        ("NEDS, seeds averaged", 0, 2, 0.4, 0.4),
+        ("NEDS, seeds averaged", 1, 2, 0.4, 0.4),
     ]
     metrics = list(scripts["folds"].METRICS)
     rows = [
@@ -52,20 +54,22 @@ def test_table_of_folds_is_over_means_of_seeds_and_paired(scripts):
     assert lines[2].startswith("| linear | 0.200 ± 0.100 |")
     assert lines[4].startswith("| poisson_glm | 0.200 ± 0.000 |  |")
     assert lines[7].startswith("| NEDS | 0.350 ± 0.150 |")
-    assert lines[8].startswith("| NEDS − best baseline | 0.150 ± 0.050 | 0.150 ± 0.050 |")
+    assert lines[8].startswith("| NEDS, seeds averaged | 0.400 ± 0.000 |")
+    assert lines[9].startswith("| NEDS − best baseline | 0.150 ± 0.050 | 0.150 ± 0.050 |")
+    assert lines[10].startswith("| NEDS, seeds averaged − best baseline | 0.200 ± 0.100 | 0.200 ± 0.100 |")
 
 
 def test_table_of_transfer_has_sessions_and_their_mean(scripts):
     methods = scripts["transfer"].METHODS
     rows = [
-        {"session": session, "method": method, "bits_per_spike": start + place / 10}
+        {"session": session, "method": method, "seed": 0, "bits_per_spike": start + place / 10}
         for session, start in (("a", 0.1), ("b", 0.3))
         for place, method in enumerate(methods)
     ]
     lines = scripts["transfer"].table(pd.DataFrame(rows)).splitlines()
     assert lines[0] == "| | bits/spike |"
     assert lines[2:4] == ["| a: linear | 0.100 |", "| a: reduced_rank | 0.200 |"]
-    assert lines[-1] == "| **mean: fine-tuned** | 0.700 |"
+    assert lines[-1] == "| **mean: fine-tuned, seeds averaged** | 0.900 |"
 
 
 def test_table_of_ablations_is_what_a_change_adds(scripts):
