@@ -1,4 +1,4 @@
-"""What each setting of the preset `compact` is worth: one changed at a time, on two folds of one session.
+"""What each setting of `compact` and its training is worth: one changed at a time, on two folds of one session.
 
     python benchmarks/ablations.py --recording dy016.npz --output fold_runs
 
@@ -19,10 +19,9 @@ FOLDS = (0, 1)
 UNCHANGED = "compact"
 CHANGES = {
     UNCHANGED: (),
-    "spikes not smoothed": ("--set", "spike_smoothing=0"),
-    "spikes smoothed by 3 bins": ("--set", "spike_smoothing=3"),
-    "tokens of 5 bins": ("--set", "bins_per_token=5"),
-    "rows of their own to read spikes in": ("--set", "tied_units=false"),
+    "predictions not smoothed": ("--set", "prediction_smoothing=0"),
+    "rows of units not decayed": ("--unit_weight_decay", 0),
+    "trials not mixed": ("--mixup", 0),
 }
 
 
