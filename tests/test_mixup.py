@@ -1,9 +1,14 @@
 """Mixing of trials: what is mixed with what, and that the model learns from it."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
+from small_dataset import pretrain_arguments
 
+from neds_hf.cli.main import main
 from neds_hf.data.collator import ArrowTrials, NEDSCollator
 from neds_hf.models import NEDSConfig
 from neds_hf.training.mixup import mix_trials
@@ -71,3 +76,19 @@ def test_what_is_shown_of_a_mixed_class_is_between_its_classes(dataset, model_fo
         behaviors = {**inputs["behaviors"], "choice": torch.tensor(choice)}
         model(**{**inputs, "behaviors": behaviors}, scheme="encoding")
     torch.testing.assert_close(seen[2], 0.25 * seen[0] + 0.75 * seen[1], rtol=1e-4, atol=1e-5)
+
+
+def test_pretraining_mixes_the_same_way_every_time_and_otherwise_than_without(dataset, tmp_path):
+    options = ["--num_train_epochs", "1"]
+    runs = {"a": ["--mixup", "0.5"], "b": ["--mixup", "0.5"], "without": []}
+    for name, mixup in runs.items():
+        assert main(["pretrain", *pretrain_arguments(dataset, tmp_path / name), *options, *mixup]) == 0
+    a, b, without = (load_file(tmp_path / name / "model.safetensors") for name in runs)
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert not torch.equal(a["unit_readout.weight"], without["unit_readout.weight"])
+    assert json.loads((tmp_path / "a" / "run.json").read_text())["configuration"]["mixup"] == 0.5
+
+
+def test_a_negative_parameter_is_one_line_and_status_2(dataset, tmp_path, capsys):
+    assert main(["pretrain", *pretrain_arguments(dataset, tmp_path / "run"), "--mixup", "-1"]) == 2
+    assert "--mixup must not be negative, but is -1.0" in capsys.readouterr().err.strip().splitlines()[-1]
