@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from common import HERE
 from page import publish, row
+from steps import SIZES
 from synthetic import write_dataset
 from transformers import TrainerCallback
 
@@ -44,7 +45,7 @@ class StepTimes(TrainerCallback):
         self.ends.append((time.perf_counter(), time.process_time()))
 
 
-def train(data: Path, output: Path, preset: str, batch: int, steps: int) -> None:
+def train(data: Path, output: Path, preset: str, sizes: str, batch: int, steps: int) -> None:
     """Train a little, as one of however many processes; write the median step."""
     torch.set_num_threads(1)
     datasets.config.HF_DATASETS_CACHE = data.parent / "cache"
@@ -59,7 +60,7 @@ def train(data: Path, output: Path, preset: str, batch: int, steps: int) -> None
         disable_tqdm=True,
     )
     recordings = open_recordings(data)
-    model, processor, _ = prepare(recordings, args, preset, {})
+    model, processor, _ = prepare(recordings, args, preset, SIZES[sizes])
     times = StepTimes()
     NEDSTrainer(model, args, processor, recordings, callbacks=[times]).train()
     if args.should_save:
@@ -71,15 +72,17 @@ def train(data: Path, output: Path, preset: str, batch: int, steps: int) -> None
         )
 
 
-def step_times(folder: Path, way: str, options: argparse.Namespace) -> list[dict]:
+def step_times(folder: Path, way: str, sizes: str, options: argparse.Namespace) -> list[dict]:
     """What each process that wrote something measured."""
     start = TORCHRUN if way == "together" else (sys.executable,)
     outputs = [folder / f"{way}-{number}.json" for number in range(2 if way == "apart" else 1)]
-    sizes = ("--preset", options.preset, "--batch", str(options.batch), "--steps", str(options.steps))
+    what = ("--preset", options.preset, "--sizes", sizes)
+    how_much = ("--batch", str(options.batch), "--steps", str(options.steps))
     environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     processes = [
         subprocess.Popen(
-            [*start, __file__, "--train", folder / "data", "--output", output, *sizes], env=environment
+            [*start, __file__, "--train", folder / "data", "--output", output, *what, *how_much],
+            env=environment,
         )
         for output in outputs
     ]
@@ -98,34 +101,45 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=486)
     parser.add_argument("--output", type=Path, default=HERE / "scale_out.json")
     parser.add_argument("--train", type=Path, metavar="DATASET", help=argparse.SUPPRESS)
+    parser.add_argument("--sizes", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.train:
-        train(options.train, options.output, options.preset, options.batch, options.steps)
+        what = (options.preset, options.sizes)
+        train(options.train, options.output, *what, options.batch, options.steps)
         return
-    steps = {"alone": [], "apart": [], "together": []}
+    steps = {sizes: {"alone": [], "apart": [], "together": []} for sizes in SIZES}
     with tempfile.TemporaryDirectory() as folder:
         write_dataset(Path(folder, "data"), 1, options.units, options.trials)
         for _ in range(options.rounds):
-            for way, measured in steps.items():
-                measured.append(max(step_times(Path(folder), way, options), key=itemgetter("seconds")))
-    best = {way: min(measured, key=itemgetter("seconds")) for way, measured in steps.items()}
-    texts = {
-        way: f"{step['seconds']:.3g} s, {step['processor_seconds']:.3g} s on the processor"
-        for way, step in best.items()
-    }
-    ratios = {way: step["seconds"] / best["alone"]["seconds"] for way, step in best.items()}
-    gradients = 4 * best["alone"]["parameters"] / 1e6
-    rows = [
-        row(
-            f"step of `{options.preset}`, {options.batch} trials a process, two processes that train together "
-            f"(gloo, {gradients:.3g} MB of gradients); floor: one process alone",
-            texts["alone"],
-            texts["together"],
-            ratios["together"],
-            "ratio ≤ 1.1",
-        ),
-        row("two processes that do not know of each other", texts["alone"], texts["apart"], ratios["apart"]),
-    ]
+            for sizes, ways in steps.items():
+                for way, measured in ways.items():
+                    each = step_times(Path(folder), way, sizes, options)
+                    measured.append(max(each, key=itemgetter("seconds")))
+    rows = []
+    for sizes, ways in steps.items():
+        best = {way: min(measured, key=itemgetter("seconds")) for way, measured in ways.items()}
+        texts = {
+            way: f"{step['seconds']:.3g} s, {step['processor_seconds']:.3g} s on the processor"
+            for way, step in best.items()
+        }
+        ratios = {way: step["seconds"] / best["alone"]["seconds"] for way, step in best.items()}
+        gradients = 4 * best["alone"]["parameters"] / 1e6
+        rows += [
+            row(
+                f"step of `{options.preset}`, sizes {sizes}, {options.batch} trials a process, two processes that "
+                f"train together (gloo, {gradients:.3g} MB of gradients); floor: one process alone",
+                texts["alone"],
+                texts["together"],
+                ratios["together"],
+                "ratio ≤ 1.1",
+            ),
+            row(
+                "two processes that do not know of each other",
+                texts["alone"],
+                texts["apart"],
+                ratios["apart"],
+            ),
+        ]
     publish(options.output, {"steps": steps}, rows)
 
 

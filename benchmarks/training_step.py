@@ -13,7 +13,7 @@ from pathlib import Path
 from common import HERE
 from machine import best_seconds, matmul, operations_of_matmul, peak_bytes
 from page import publish, row
-from steps import DTYPES, encoder_operations, make_config, make_step, operations
+from steps import DTYPES, SIZES, encoder_operations, make_config, make_step, operations
 
 RECIPES = {
     "`compact`, the default": ("compact", {}),
@@ -23,8 +23,6 @@ RECIPES = {
     ),
     "`small`, the paper's": ("small", {}),
 }
-# The sizes of `small`, which `compact` takes here too.
-SIZES = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 5, "num_attention_heads": 8}
 TARGETS = {"fp32": "ratio ≤ 2, ≤ 1.5 GB", "bf16": "ratio ≤ 1, ≤ 1.5 GB"}
 
 
@@ -41,12 +39,12 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=16)
     parser.add_argument("--bins", type=int, default=100)
     parser.add_argument("--units", type=int, default=300)
-    parser.add_argument("--layers", type=int, default=SIZES["num_hidden_layers"])
+    parser.add_argument("--layers", type=int, default=SIZES["of `small`"]["num_hidden_layers"])
     parser.add_argument("--rounds", type=int, default=5, help="steps of each that count")
     parser.add_argument("--output", type=Path, default=HERE / "training_step.json")
     options = parser.parse_args()
 
-    sizes = SIZES | {"num_hidden_layers": options.layers, "num_bins": options.bins}
+    sizes = SIZES["of `small`"] | {"num_hidden_layers": options.layers, "num_bins": options.bins}
     configs = {
         name: make_config(preset, [options.units], **{**sizes, **settings})
         for name, (preset, settings) in RECIPES.items()

@@ -27,9 +27,15 @@ def test_loading(tmp_path):
     results = results_of("loading", tmp_path, "--units", 20, "--trials", 100, "--rounds", 1, "--steps", 2)
     assert results["trials_per_second"].keys() == {"copy", "batches"}
     assert min(results["trials_per_second"].values()) > 0
-    for workers in ("0", "2"):
-        assert 0 < results["waits"][workers]["wait"] < results["waits"][workers]["step"]
-    assert [line["target"] for line in results["table"]] == ["≥ 10,000 trials/s", "< 2 %", "< 2 %"]
+    assert [(wait["sizes"], wait["workers"]) for wait in results["waits"]] == [
+        ("of its own", 0),
+        ("of its own", 2),
+        ("of `small`", 0),
+        ("of `small`", 2),
+    ]
+    for wait in results["waits"]:
+        assert 0 < wait["wait"] < wait["step"]
+    assert [line["target"] for line in results["table"]] == ["≥ 10,000 trials/s", *4 * ["< 2 %"]]
 
 
 def test_conversion(tmp_path):
@@ -54,6 +60,10 @@ def test_streaming(tmp_path):
 def test_scale_out(tmp_path):
     sizes = ("--preset", "tiny", "--batch", 4, "--steps", 2, "--units", 5, "--trials", 40, "--rounds", 1)
     steps = results_of("scale_out", tmp_path, *sizes)["steps"]
-    assert set(steps) == {"alone", "apart", "together"}
-    for measured in steps.values():
-        assert len(measured) == 1 and measured[0]["seconds"] > 0 and measured[0]["processor_seconds"] > 0
+    assert set(steps) == {"of its own", "of `small`"}
+    for ways in steps.values():
+        assert set(ways) == {"alone", "apart", "together"}
+        for measured in ways.values():
+            assert len(measured) == 1 and measured[0]["seconds"] > 0 and measured[0]["processor_seconds"] > 0
+    parameters = [ways["alone"][0]["parameters"] for ways in steps.values()]
+    assert parameters[0] < parameters[1]

@@ -47,17 +47,17 @@ class NEDSOutput(ModelOutput):
 
 
 def rotary(positions: torch.Tensor, dim: int, theta: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cosine and sine, (L, dim) each, of the rotary embedding of `positions` (L,)."""
+    """Cosine and sine, (L, dim) each, of the rotary embedding of `positions` (L,); the sine of the first half is
+    negative, as `rotate` wants it."""
     frequencies = theta ** -(torch.arange(0, dim, 2, device=positions.device, dtype=torch.float32) / dim)
     angles = positions[:, None].float() * frequencies
-    angles = torch.cat((angles, angles), -1)
-    return angles.cos(), angles.sin()
+    cos, sin = angles.cos(), angles.sin()
+    return torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)
 
 
 def rotate(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     """Rotate the halves of the last axis of `states` (B, heads, L, dim), as in Llama."""
-    first, second = states.chunk(2, -1)
-    return states * cos + torch.cat((-second, first), -1) * sin
+    return torch.addcmul(states * cos, states.roll(states.shape[-1] // 2, -1), sin)
 
 
 def gaussian_smooth(values: torch.Tensor, std: float) -> torch.Tensor:
@@ -460,8 +460,9 @@ class NEDSModel(Checkpoint, PreTrainedModel):
         else:
             hidden = self._checked_hidden(len(session_index), hidden)
 
+        rows = self._unit_indices(session_index, unit_mask)
         states, attention_mask = self._tokenize(
-            session_index, spike_counts, unit_mask, behaviors, available, hidden
+            session_index, spike_counts, unit_mask, rows, behaviors, available, hidden
         )
         cos, sin = rotary(
             self._positions(states.device),
@@ -471,7 +472,7 @@ class NEDSModel(Checkpoint, PreTrainedModel):
         states, hidden_states, attentions = self.encoder(
             states, cos.to(states.dtype), sin.to(states.dtype), attention_mask
         )
-        log_rates, predictions = self._read_out(session_index, unit_mask, states)
+        log_rates, predictions = self._read_out(session_index, rows, states)
 
         losses = None
         if two_passes:
@@ -572,14 +573,13 @@ class NEDSModel(Checkpoint, PreTrainedModel):
         rows = starts[:, None] + torch.arange(unit_mask.shape[1], device=unit_mask.device)
         return rows.masked_fill(~unit_mask, 0)
 
-    def _tokenize(self, session_index, spike_counts, unit_mask, behaviors, available, hidden):
+    def _tokenize(self, session_index, spike_counts, unit_mask, rows, behaviors, available, hidden):
         """Tokens (B, L, H) of all modalities, and the attention mask: None where every token is attended."""
         config, dtype = self.config, self.unit_readout.weight.dtype
         batch_size, tokens = len(spike_counts), config.tokens_per_trial
         hidden_tokens = {
             name: mask.reshape(batch_size, tokens[name], -1).any(-1) for name, mask in hidden.items()
         }
-        rows = self._unit_indices(session_index, unit_mask)
         counts = spike_counts.to(dtype).masked_fill(~unit_mask[:, None], 0.0)
         if config.tokenizer == "mlp":
             weights = self.unit_embedding(rows)
@@ -619,31 +619,35 @@ class NEDSModel(Checkpoint, PreTrainedModel):
                 values = values.to(dtype).reshape(batch_size, tokens[name], config.bins_per_token)
                 features[name] = self.behavior_embedding[name](values)
 
-        session = self.session_embedding(session_index).view(batch_size, -1, 1, config.hidden_size)
-        states, attended = [], []
-        for place, (name, feature) in enumerate(features.items()):
-            embedding = self.modality_embedding.weight[place] + session[:, place]
-            if config.temporal_embedding and tokens[name] > 1:
-                embedding = (
-                    embedding
-                    + self.temporal_embedding.weight.view(len(tokens), -1, config.hidden_size)[place]
-                )
-            nothing = torch.zeros(batch_size, tokens[name], dtype=torch.bool, device=feature.device)
-            is_hidden = hidden_tokens.get(name, nothing)
-            is_available = torch.ones_like(is_hidden)
-            if name in available:
-                is_available = available[name][:, None].expand_as(is_hidden)
-            # What is missing is predicted from a mask token too, but only what is to be predicted is attended.
-            is_shown = is_available & ~is_hidden
-            feature = torch.where(is_shown[..., None], feature, self.mask_embedding.weight[0])
-            states.append(feature + embedding)
-            attended.append(is_available | is_hidden)
-        attended = torch.cat(attended, 1)
+        lengths = list(tokens.values())
+        nothing = torch.zeros(batch_size, 1, dtype=torch.bool, device=spikes.device)
+        is_hidden = torch.cat(
+            [hidden_tokens.get(name, nothing.expand(-1, length)) for name, length in tokens.items()], 1
+        )
+        is_available = torch.cat(
+            [
+                available.get(name, ~nothing[:, 0])[:, None].expand(-1, length)
+                for name, length in tokens.items()
+            ],
+            1,
+        )
+        # What is missing is predicted from a mask token too, but only what is to be predicted is attended.
+        is_shown = is_available & ~is_hidden
+        states = torch.cat([features[name] for name in tokens], 1)
+        states = torch.where(is_shown[..., None], states, self.mask_embedding.weight[0])
+        session = self.session_embedding(session_index).view(batch_size, len(tokens), config.hidden_size)
+        kinds = (self.modality_embedding.weight + session).split(1, 1)
+        states = states + torch.cat([kind.expand(-1, length, -1) for kind, length in zip(kinds, lengths)], 1)
+        if config.temporal_embedding:
+            times = self.temporal_embedding.weight.split(tokens["spikes"])
+            one = times[0].new_zeros(1, config.hidden_size)  # of the whole trial
+            states = states + torch.cat([time if length > 1 else one for time, length in zip(times, lengths)])
+        attended = is_available | is_hidden
         attention_mask = None
         if not bool(attended.all()):
             flash = "flash" in config._attn_implementation
             attention_mask = attended if flash else attended[:, None, None]
-        return self.dropout(torch.cat(states, 1)), attention_mask
+        return self.dropout(states), attention_mask
 
     def _smoothed(self, counts, hidden_tokens):
         """(B, T, N) smoothed over bins; those of hidden tokens count as zero, so that they leak nowhere."""
@@ -652,12 +656,11 @@ class NEDSModel(Checkpoint, PreTrainedModel):
             counts = counts.masked_fill(hidden[..., None], 0.0)
         return gaussian_smooth(counts, self.config.spike_smoothing)
 
-    def _read_out(self, session_index, unit_mask, states):
+    def _read_out(self, session_index, rows, states):
         """`log_rates` (B, T, N) and `predictions`, in float32."""
         config = self.config
         tokens = config.tokens_per_trial
         states = dict(zip(tokens, states.split(list(tokens.values()), 1)))
-        rows = self._unit_indices(session_index, unit_mask)
         spikes = self.spike_unpatch(states["spikes"]).reshape(len(rows), config.num_bins, config.hidden_size)
         if config.prediction_smoothing:
             spikes = gaussian_smooth(spikes, config.prediction_smoothing)
