@@ -11,17 +11,19 @@ from small_dataset import pretrain_arguments
 from neds_hf.cli.main import main
 from neds_hf.data.collator import ArrowTrials, NEDSCollator
 from neds_hf.models import NEDSConfig
+from neds_hf.training.arguments import NEDSTrainingArguments
 from neds_hf.training.mixup import mix_trials
 from neds_hf.training.sessions import load_model, open_recordings
+from neds_hf.training.trainer import NEDSTrainer
 
 CONFIG = NEDSConfig(num_bins=2, session_ids=["a", "b"], unit_counts=[1, 1])
 
 
-def batch(sessions, there, counts):
+def batch(there, counts):
     """Trials whose spikes, wheel and choice all say the same number, 0 or 1."""
     counts = torch.tensor(counts)
     return {
-        "session_index": torch.tensor(sessions),
+        "session_index": torch.zeros(len(counts), dtype=torch.long),
         "spike_counts": counts.to(torch.uint8)[:, None, None].expand(-1, 2, 1),
         "unit_mask": torch.ones(len(counts), 1, dtype=torch.bool),
         "behaviors": {"wheel_speed": counts[:, None].float().expand(-1, 2), "choice": counts},
@@ -32,23 +34,39 @@ def batch(sessions, there, counts):
     }
 
 
-def test_spikes_and_behaviours_are_mixed_by_the_same_share_of_at_least_a_half():
-    original = batch([0] * 40, [True] * 40, [0, 1] * 20)
-    mixed = mix_trials(CONFIG, original, 1.0, np.random.default_rng(0))
-    share = mixed["spike_counts"][:, 0, 0]
-    torch.testing.assert_close(mixed["behaviors"]["wheel_speed"], share[:, None].expand(-1, 2))
-    torch.testing.assert_close(mixed["behaviors"]["choice"], torch.stack((1 - share, share), 1))
-    own = torch.where(original["behaviors"]["choice"] == 1, share, 1 - share)
-    assert (own >= 0.5).all() and (own < 1).sum() > 10 and len(own.unique()) > 10
+def test_spikes_and_behaviours_are_mixed_by_the_same_share():
+    original, partners = batch([True] * 3, [0, 1, 1]), batch([True] * 3, [1, 0, 1])
+    mixed = mix_trials(CONFIG, original, partners, torch.tensor([0.75, 0.75, 0.75]))
+    assert mixed["spike_counts"][:, :, 0].tolist() == [[0.25, 0.25], [0.75, 0.75], [1, 1]]
+    assert mixed["behaviors"]["wheel_speed"].tolist() == [[0.25, 0.25], [0.75, 0.75], [1, 1]]
+    assert mixed["behaviors"]["choice"].tolist() == [[0.75, 0.25], [0.25, 0.75], [0, 1]]
     for name in ("session_index", "unit_mask", "available"):
         assert mixed[name] is original[name]
 
 
-def test_trials_of_other_sessions_or_with_other_behaviours_are_not_mixed():
-    """0 and 1 never meet: they are of two sessions, or only one of them has a wheel."""
-    for sessions, there in (([0, 1] * 20, [True] * 40), ([0] * 40, [True, False] * 20)):
-        mixed = mix_trials(CONFIG, batch(sessions, there, [0, 1] * 20), 1.0, np.random.default_rng(0))
-        assert mixed["spike_counts"][:, 0, 0].tolist() == [0.0, 1.0] * 20
+def test_trials_with_other_behaviours_are_not_mixed():
+    original, partners = batch([True, True, False], [0, 1, 1]), batch([False, True, True], [1, 0, 0])
+    mixed = mix_trials(CONFIG, original, partners, torch.full((3,), 0.75))
+    assert mixed["spike_counts"][:, 0, 0].tolist() == [0, 0.75, 1]
+    assert mixed["behaviors"]["choice"].tolist() == [[1, 0], [0.25, 0.75], [0, 1]]
+
+
+def test_a_partner_is_any_trial_of_the_same_session_and_has_the_smaller_share(
+    dataset, model_folder, tmp_path
+):
+    model, processor = load_model(str(model_folder))
+    args = NEDSTrainingArguments(output_dir=str(tmp_path), use_cpu=True, mixup=1.0)
+    trainer = NEDSTrainer(model, args, processor, open_recordings(dataset).only(["ann", "bob"]))
+    trials = trainer.train_dataset
+    inputs = trainer.data_collator(trials.__getitems__(list(range(len(trials)))))
+    places = np.random.default_rng(0).random(len(trials))
+    mixed = trainer._mixed(inputs, places, np.full(len(trials), 0.25))
+    for session in range(2):
+        ours = inputs["session_index"] == session
+        counts = inputs["spike_counts"][ours].float()
+        theirs = (mixed["spike_counts"][ours] - 0.75 * counts) / 0.25
+        partners = [(counts == trial.round()).all(2).all(1).nonzero()[0, 0].item() for trial in theirs]
+        assert len(set(partners)) > len(partners) / 2
 
 
 def test_a_mixed_class_has_the_mixed_loss_of_its_classes(dataset, model_folder):

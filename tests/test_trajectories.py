@@ -20,8 +20,9 @@ from neds_hf.training.runs import last_checkpoint
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 # 89 training trials: 11 steps of 8 and one trial left over; 13 validation trials: one process has one more.
 OPTIONS = (
-    "--num_train_epochs 2 --logging_strategy steps --logging_steps 1 --per_device_eval_batch_size 4".split()
-)
+    "--num_train_epochs 2 --mixup 0.3 "
+    "--logging_strategy steps --logging_steps 1 --per_device_eval_batch_size 4"
+).split()
 
 
 @pytest.fixture(scope="module")

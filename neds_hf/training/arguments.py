@@ -40,8 +40,8 @@ class NEDSTrainingArguments(TrainingArguments):
     mixup: float = field(
         default=0.0,
         metadata={
-            "help": "Mix pairs of a session's trials in every batch of a process, by shares of a beta "
-            "distribution with this parameter; 0: never."
+            "help": "Mix every trial with another of its session, by shares of a beta distribution with this "
+            "parameter; 0: never."
         },
     )
     train_splits: list[str] = field(

@@ -1,44 +1,39 @@
 """Mixing pairs of trials in training (mixup: Zhang et al., ICLR 2018, arXiv 1710.09412)."""
 
-import numpy as np
 import torch
 from torch.nn import functional as F
 
 from neds_hf.models.configuration_neds import NEDSConfig
 
 
-def mix_trials(config: NEDSConfig, inputs: dict, alpha: float, rng: np.random.Generator) -> dict:
-    """Every trial of a batch mixed with another, spikes and behaviours by the same share.
+def mix_trials(config: NEDSConfig, inputs: dict, partners: dict, share: torch.Tensor) -> dict:
+    """Every trial of a batch mixed with its partner, spikes and behaviours by the same share.
 
-    Only trials of one session can be mixed, whose units are the same, and only such as have the same behaviours;
-    a trial without such another stays as it is.
+    A trial whose partner has not the same behaviours stays as it is.
 
     Args:
         config: Of the model.
-        inputs: A batch from `NEDSCollator`.
-        alpha: The larger share is that of a beta distribution with both parameters `alpha`: the smaller, the
-            less is mixed.
-        rng: Chooses the other trial, and the shares.
+        inputs, partners: Batches from `NEDSCollator`, row by row of the same session.
+        share: (B,) of the trial itself, from 0 to 1; the rest is its partner's.
 
     Returns:
-        The batch with fractional `spike_counts` (B, T, N), and probabilities (B, classes) of categorical
+        `inputs` with fractional `spike_counts` (B, T, N), and probabilities (B, classes) of categorical
         behaviours.
     """
-    session_index, available = inputs["session_index"], inputs["available"]
-    alike = session_index[:, None] == session_index
-    for there in available.values():
-        alike = alike & (there[:, None] == there)
-    size = len(session_index)
-    partner = (torch.from_numpy(rng.random((size, size))).to(alike.device) * alike).argmax(1)
-    share = rng.beta(alpha, alpha, size).astype(np.float32)
-    share = torch.from_numpy(np.maximum(share, 1 - share)).to(alike.device)
+    alike = torch.ones_like(share, dtype=torch.bool)
+    for name, there in inputs["available"].items():
+        alike = alike & (there == partners["available"][name])
+    share = share.where(alike, 1.0)
 
-    def mixed(values: torch.Tensor) -> torch.Tensor:
-        ours = share.view(-1, *[1] * (values.dim() - 1))
-        return ours * values + (1 - ours) * values[partner]
+    def mixed(ours: torch.Tensor, theirs: torch.Tensor) -> torch.Tensor:
+        part = share.view(-1, *[1] * (ours.dim() - 1))
+        return part * ours + (1 - part) * theirs
 
-    behaviors = {
-        name: mixed(F.one_hot(values, config.behaviors[name]).float() if config.behaviors[name] else values)
-        for name, values in inputs["behaviors"].items()
-    }
-    return {**inputs, "spike_counts": mixed(inputs["spike_counts"].float()), "behaviors": behaviors}
+    behaviors = {}
+    for name, ours in inputs["behaviors"].items():
+        theirs = partners["behaviors"][name]
+        if classes := config.behaviors[name]:
+            ours, theirs = (F.one_hot(values, classes).float() for values in (ours, theirs))
+        behaviors[name] = mixed(ours, theirs)
+    counts = mixed(inputs["spike_counts"].float(), partners["spike_counts"].float())
+    return {**inputs, "spike_counts": counts, "behaviors": behaviors}

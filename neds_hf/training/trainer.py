@@ -2,8 +2,8 @@
 
 Any other `Trainer` trains the model as well; this one adds:
 
-- Masks depend on the seed, the step and the trial's place in the global batch only, so that processes,
-  gradient accumulation and resuming do not change them.
+- Masks, and what a trial is mixed with, depend on the seed, the step and the trial's place in the global batch
+  only, so that processes, gradient accumulation and resuming do not change them.
 - An epoch is a whole number of global batches: other random trials sit out in every epoch, at most one batch less
   one. Else the last step's trials would count more, and differently so on several processes.
 - Evaluation encodes and decodes every trial and streams the metrics; only sums are gathered.
@@ -31,7 +31,7 @@ from neds_hf.models.masking_neds import num_uniform, sample_masks
 from neds_hf.models.modeling_neds import Table
 from neds_hf.models.processing_neds import NEDSProcessor
 from neds_hf.training.arguments import NEDSTrainingArguments
-from neds_hf.training.inference import score_batches, sums_of
+from neds_hf.training.inference import move, score_batches, sums_of
 from neds_hf.training.mixup import mix_trials
 from neds_hf.training.sessions import Recordings, mean_table
 
@@ -87,6 +87,8 @@ class NEDSTrainer(Trainer):
         self.processor = processor
         self.mask_generator = torch.Generator()
         self._mask_step, self._micro_step = -1, 0
+        sessions = np.array(train.dataset["session"][:].to_pylist())
+        self.trials_of_session = [np.flatnonzero(sessions == session) for session in processor.session_ids]
         if not args.disable_tqdm:
             self.remove_callback(ProgressCallback)
             self.add_callback(OneLineProgress)
@@ -167,25 +169,30 @@ class NEDSTrainer(Trainer):
         self._micro_step = self._micro_step + 1 if self._mask_step == self.state.global_step else 0
         self._mask_step = self.state.global_step
         session_index = inputs["session_index"]
-        uniform = self._uniform(len(session_index)).to(session_index.device)
-        hidden, available = sample_masks(self.model.config, inputs["available"], uniform)
+        per_device, size = self.args.train_batch_size, global_batch_size(self.args)
+        start = (self._micro_step * self.args.world_size + self.args.process_index) * per_device
+        rows = slice(start, start + len(session_index))  # of the global batch
+        self.mask_generator.manual_seed(self.args.seed * 1_000_003 + self.state.global_step)
+        uniform = torch.rand(size, num_uniform(self.model.config), generator=self.mask_generator)[rows]
+        hidden, available = sample_masks(
+            self.model.config, inputs["available"], uniform.to(session_index.device)
+        )
         if self.args.mixup:
-            place = (self._micro_step, self.args.process_index)
-            rng = np.random.default_rng([self.args.seed, self.state.global_step, *place])
-            inputs = mix_trials(self.model.config, inputs, self.args.mixup, rng)
+            rng = np.random.default_rng([self.args.seed, self.state.global_step])
+            inputs = self._mixed(inputs, rng.random(size)[rows], rng.beta(*2 * [self.args.mixup], size)[rows])
         return super().training_step(
             model, {**inputs, "hidden": hidden, "available": available}, num_items_in_batch
         )
 
-    def _uniform(self, batch_size: int) -> torch.Tensor:
-        """(batch_size, K) random numbers: this process's rows of those of the whole global batch."""
-        per_device, processes = self.args.train_batch_size, self.args.world_size
-        self.mask_generator.manual_seed(self.args.seed * 1_000_003 + self.state.global_step)
-        uniform = torch.rand(
-            global_batch_size(self.args), num_uniform(self.model.config), generator=self.mask_generator
-        )
-        start = (self._micro_step * processes + self.args.process_index) * per_device
-        return uniform[start : start + batch_size]
+    def _mixed(self, inputs: dict, places: np.ndarray, shares: np.ndarray) -> dict:
+        """Each trial mixed with another of its session, at a place from 0 to 1 among them; the larger share stays
+        its own."""
+        session_index = inputs["session_index"]
+        trials = [self.trials_of_session[session] for session in session_index.tolist()]
+        partners = [int(those[int(place * len(those))]) for those, place in zip(trials, places)]
+        batch = self.data_collator(self.train_dataset.__getitems__(partners))
+        share = torch.from_numpy(np.maximum(shares, 1 - shares).astype(np.float32)).to(session_index.device)
+        return mix_trials(self.model.config, inputs, move(batch, session_index.device), share)
 
     def get_eval_dataloader(self, eval_dataset=None) -> DataLoader:
         """This process's share of the trials, none twice."""
