@@ -9,6 +9,7 @@ finished is not repeated.
 
 import argparse
 import json
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -20,8 +21,26 @@ UNCHANGED = "compact"
 CHANGES = {
     UNCHANGED: (),
     "predictions not smoothed": ("--set", "prediction_smoothing=0"),
+    "spike counts not smoothed": ("--set", "spike_smoothing=0"),
     "rows of units not decayed": ("--unit_weight_decay", 0),
     "trials not mixed": ("--mixup", 0),
+    "100 epochs": ("--num_train_epochs", 100),
+    "learning rate 1e-3": ("--learning_rate", "1e-3"),
+    "no units dropped": ("--set", "unit_dropout=0"),
+    "a fifth of the units dropped": ("--set", "unit_dropout=0.2"),
+    "losses weighed equally": ("--set", 'loss_weights={"spikes":1.0}'),
+    "the paper's four schemes, equally often": (
+        "--set",
+        'scheme_weights={"encoding":1,"decoding":1,"within_modality":1,"cross_modal":1}',
+    ),
+    "input rows of their own": ("--set", "tied_units=false"),
+    "a token a bin": ("--set", "bins_per_token=1"),
+    "tokens of five bins": ("--set", "bins_per_token=5"),
+    "a categorical behaviour in every token": ("--set", "categorical_tokens=bin"),
+    "no temporal embedding": ("--set", "temporal_embedding=false"),
+    "behaviours scaled to −1…1": ("--scaling", "minus_one_one"),
+    "128 wide": ("--set", "hidden_size=128", "intermediate_size=256"),
+    "5 layers": ("--set", "num_hidden_layers=5"),
 }
 
 
@@ -34,7 +53,7 @@ def measure(recording: Path, output: Path, seeds: list[int]) -> pd.DataFrame:
             neds("build", dataset, "--arrays", recording, "--fold", fold)
         for change, options in CHANGES.items():
             for seed in seeds:
-                name = change.replace(" ", "-") if options else "neds"
+                name = re.sub(r"[^a-z0-9]+", "-", change) if options else "neds"
                 run = output / f"fold-{fold}" / f"{name}-{seed}"
                 if not (run / "metrics.json").exists():
                     training = (*TRAINED_ON, *ALONE, *options)
