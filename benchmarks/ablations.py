@@ -25,22 +25,17 @@ CHANGES = {
     "rows of units not decayed": ("--unit_weight_decay", 0),
     "trials not mixed": ("--mixup", 0),
     "100 epochs": ("--num_train_epochs", 100),
-    "learning rate 1e-3": ("--learning_rate", "1e-3"),
     "no units dropped": ("--set", "unit_dropout=0"),
-    "a fifth of the units dropped": ("--set", "unit_dropout=0.2"),
     "losses weighed equally": ("--set", 'loss_weights={"spikes":1.0}'),
     "the paper's four schemes, equally often": (
         "--set",
         'scheme_weights={"encoding":1,"decoding":1,"within_modality":1,"cross_modal":1}',
     ),
     "input rows of their own": ("--set", "tied_units=false"),
-    "a token a bin": ("--set", "bins_per_token=1"),
     "tokens of five bins": ("--set", "bins_per_token=5"),
-    "a categorical behaviour in every token": ("--set", "categorical_tokens=bin"),
     "no temporal embedding": ("--set", "temporal_embedding=false"),
     "behaviours scaled to −1…1": ("--scaling", "minus_one_one"),
     "128 wide": ("--set", "hidden_size=128", "intermediate_size=256"),
-    "5 layers": ("--set", "num_hidden_layers=5"),
 }
 
 

@@ -20,7 +20,7 @@ from neds_hf.training.sessions import open_recordings
 CSV, FIGURE = HERE / "simulation.csv", HERE / "simulation.png"
 NUM_MICE = (1, 5, 20)
 NUM_NEW = 3
-MICE = ("--trials", 200, "--units", 50, "--seed", 11)
+MICE = ("--trials", 300, "--units", 80, "--seed", 11)
 PRETRAINING = ("--learning_rate", "3e-3", "--num_train_epochs", 60)
 FINE_TUNING = ("--learning_rate", "1e-3", "--num_train_epochs", 60)
 SHARE = {"share_of_attainable": "share of the attainable"}
