@@ -87,8 +87,9 @@ class NEDSTrainer(Trainer):
         self.processor = processor
         self.mask_generator = torch.Generator()
         self._mask_step, self._micro_step = -1, 0
-        sessions = np.array(train.dataset["session"][:].to_pylist())
-        self.trials_of_session = [np.flatnonzero(sessions == session) for session in processor.session_ids]
+        sessions = train.dataset["session"][:].to_pandas()
+        rows = sessions.groupby(sessions).indices
+        self.trials_of_session = [rows.get(session, np.empty(0, int)) for session in processor.session_ids]
         if not args.disable_tqdm:
             self.remove_callback(ProgressCallback)
             self.add_callback(OneLineProgress)
