@@ -242,7 +242,7 @@ class NEDSProcessor(Checkpoint, ProcessorMixin):
                 values[name] = torch.from_numpy(given.astype(np.float32))
             else:
                 present = given != -1
-                if not np.isin(given, np.arange(-1, len(classes))).all():
+                if not ((given >= -1) & (given < len(classes)) & (given % 1 == 0)).all():
                     raise ValueError(
                         f"{name} has classes {np.unique(given)}, but only {len(classes)} classes: {classes}"
                     )
