@@ -27,6 +27,10 @@ CHANGES = {
     "100 epochs": ("--num_train_epochs", 100),
     "no units dropped": ("--set", "unit_dropout=0"),
     "losses weighed equally": ("--set", 'loss_weights={"spikes":1.0}'),
+    "losses of choice and block weighed a quarter": (
+        "--set",
+        'loss_weights={"spikes":8.0,"choice":0.25,"block":0.25}',
+    ),
     "the paper's four schemes, equally often": (
         "--set",
         'scheme_weights={"encoding":1,"decoding":1,"within_modality":1,"cross_modal":1}',
