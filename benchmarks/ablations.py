@@ -39,7 +39,6 @@ CHANGES = {
     "tokens of five bins": ("--set", "bins_per_token=5"),
     "no temporal embedding": ("--set", "temporal_embedding=false"),
     "behaviours scaled to −1…1": ("--scaling", "minus_one_one"),
-    "128 wide": ("--set", "hidden_size=128", "intermediate_size=256"),
 }
 
 
