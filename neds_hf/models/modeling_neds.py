@@ -56,7 +56,7 @@ def rotary(positions: torch.Tensor, dim: int, theta: float) -> tuple[torch.Tenso
 
 
 def rotate(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotate the halves of the last axis of `states` (B, heads, L, dim), as in Llama."""
+    """Rotate the halves of the last axis of `states` (B, heads, L, dim), as in Llama, by what `rotary` gives."""
     return torch.addcmul(states * cos, states.roll(states.shape[-1] // 2, -1), sin)
 
 
@@ -633,7 +633,7 @@ class NEDSModel(Checkpoint, PreTrainedModel):
         )
         # What is missing is predicted from a mask token too, but only what is to be predicted is attended.
         is_shown = is_available & ~is_hidden
-        states = torch.cat([features[name] for name in tokens], 1)
+        states = torch.cat(list(features.values()), 1)
         states = torch.where(is_shown[..., None], states, self.mask_embedding.weight[0])
         session = self.session_embedding(session_index).view(batch_size, len(tokens), config.hidden_size)
         kinds = (self.modality_embedding.weight + session).split(1, 1)

@@ -186,8 +186,8 @@ class NEDSTrainer(Trainer):
         )
 
     def _mixed(self, inputs: dict, places: np.ndarray, shares: np.ndarray) -> dict:
-        """Each trial mixed with another of its session, at a place from 0 to 1 among them; the larger share stays
-        its own."""
+        """Each trial mixed with another of its session: that at `places` (B,), from 0 to 1 among them. Of `shares`
+        (B,) and their rests the larger ones stay its own."""
         session_index = inputs["session_index"]
         trials = [self.trials_of_session[session] for session in session_index.tolist()]
         partners = [int(those[int(place * len(those))]) for those, place in zip(trials, places)]
