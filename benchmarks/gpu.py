@@ -102,13 +102,12 @@ def main() -> None:
 
     results, rows = [], []
     for preset in options.presets:
-        for compiled in (False, True):
-            result = measure(preset, compiled, options)
+        for result in measure(preset, options):
             results.append(result)
             rows.append(
                 row(
-                    f"`{preset}`, {options.trials} trials a step, {'compiled' if compiled else 'as it is'}, "
-                    f"{options.device}",
+                    f"`{preset}`, {options.trials} trials a step, "
+                    f"{'compiled' if result['compiled'] else 'as it is'}, {options.device}",
                     f"{1e3 * result['floor_seconds']:.3g} ms a step",
                     f"{1e3 * result['step_seconds']:.3g} ms; {result['tokens_per_second']:,.0f} tokens/s; "
                     f"{result['share_of_matmul_rate']:.0%} of the matmul rate; "
@@ -123,8 +122,8 @@ def main() -> None:
     publish(options.output, {"device": options.device, "trials": options.trials, "trainings": results}, rows)
 
 
-def measure(preset: str, compiled: bool, options: argparse.Namespace) -> dict:
-    """One training, and the matmul rate before and after it."""
+def measure(preset: str, options: argparse.Namespace) -> Iterator[dict]:
+    """A training as it is and a compiled one, each with the matmul rate before and after it."""
     with tempfile.TemporaryDirectory() as folder:
         sessions = SESSIONS[preset]
         trials = max(2048 // sessions, 8)
@@ -140,20 +139,21 @@ def measure(preset: str, compiled: bool, options: argparse.Namespace) -> dict:
             num_bins=options.bins,
             **layers,
         )
-        rate = matmul_rate(torch.bfloat16, options.device)
-        result = train(config, batches(recordings, processor, options), compiled, options)
-        rate = max(rate, matmul_rate(torch.bfloat16, options.device))
-    floor = operations(config) * options.trials / rate
-    trials_per_second = options.trials / result["step_seconds"]
-    return {
-        "preset": preset,
-        **result,
-        "matmul_rate": rate,
-        "floor_seconds": floor,
-        "share_of_matmul_rate": floor / result["step_seconds"],
-        "tokens_per_second": trials_per_second * sum(config.tokens_per_trial.values()),
-        "paper_training_days": PAPER["trials"] / trials_per_second / 86_400,
-    }
+        for compiled in (False, True):
+            rate = matmul_rate(torch.bfloat16, options.device)
+            result = train(config, batches(recordings, processor, options), compiled, options)
+            rate = max(rate, matmul_rate(torch.bfloat16, options.device))
+            floor = operations(config) * options.trials / rate
+            trials_per_second = options.trials / result["step_seconds"]
+            yield {
+                "preset": preset,
+                **result,
+                "matmul_rate": rate,
+                "floor_seconds": floor,
+                "share_of_matmul_rate": floor / result["step_seconds"],
+                "tokens_per_second": trials_per_second * sum(config.tokens_per_trial.values()),
+                "paper_training_days": PAPER["trials"] / trials_per_second / 86_400,
+            }
 
 
 if __name__ == "__main__":
