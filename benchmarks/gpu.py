@@ -16,10 +16,11 @@ from pathlib import Path
 
 import torch
 from common import HERE
-from machine import matmul_rate, peak_bytes
+from machine import best_seconds, matmul_rate, peak_bytes
 from page import publish, row
 from steps import operations, training_step
 from synthetic import write_dataset
+from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.data import DataLoader, RandomSampler
 
 from neds_hf.data.collator import ArrowTrials, NEDSCollator
@@ -109,7 +110,8 @@ def main() -> None:
                     f"`{preset}`, {options.trials} trials a step, "
                     f"{'compiled' if result['compiled'] else 'as it is'}, {options.device}",
                     f"{1e3 * result['floor_seconds']:.3g} ms a step",
-                    f"{1e3 * result['step_seconds']:.3g} ms; {result['tokens_per_second']:,.0f} tokens/s; "
+                    f"{1e3 * result['step_seconds']:.3g} ms (attention alone "
+                    f"{1e3 * result['attention_seconds']:.3g}); {result['tokens_per_second']:,.0f} tokens/s; "
                     f"{result['share_of_matmul_rate']:.0%} of the matmul rate; "
                     f"{result['peak_bytes'] / 1e9:.1f} GB; data wait {result['data_wait']:.1%}; "
                     f"the paper's training in {result['paper_training_days']:.1f} days (its own: "
@@ -120,6 +122,22 @@ def main() -> None:
             )
             print(rows[-1]["what"], rows[-1]["measured"], flush=True)
     publish(options.output, {"device": options.device, "trials": options.trials, "trainings": results}, rows)
+
+
+def attention_seconds(config: NEDSConfig, options: argparse.Namespace) -> float:
+    """Of a step's attention alone, every token attended: its small products set a floor too."""
+    heads, tokens = config.num_attention_heads, sum(config.tokens_per_trial.values())
+    shape = (options.trials, heads, tokens, config.hidden_size // heads)
+    query, key, value, gradient = (
+        torch.randn(shape, device=options.device, dtype=torch.bfloat16, requires_grad=True) for _ in range(4)
+    )
+
+    def attend() -> None:
+        attended = scaled_dot_product_attention(query, key, value, dropout_p=config.attention_dropout)
+        attended.backward(gradient)
+
+    alone = best_seconds({"attention": attend}, 5, options.device)["attention"]
+    return config.num_hidden_layers * alone
 
 
 def measure(preset: str, options: argparse.Namespace) -> Iterator[dict]:
@@ -139,6 +157,7 @@ def measure(preset: str, options: argparse.Namespace) -> Iterator[dict]:
             num_bins=options.bins,
             **layers,
         )
+        attention = attention_seconds(config, options)
         for compiled in (False, True):
             rate = matmul_rate(torch.bfloat16, options.device)
             result = train(config, batches(recordings, processor, options), compiled, options)
@@ -150,6 +169,7 @@ def measure(preset: str, options: argparse.Namespace) -> Iterator[dict]:
                 **result,
                 "matmul_rate": rate,
                 "floor_seconds": floor,
+                "attention_seconds": attention,
                 "share_of_matmul_rate": floor / result["step_seconds"],
                 "tokens_per_second": trials_per_second * sum(config.tokens_per_trial.values()),
                 "paper_training_days": PAPER["trials"] / trials_per_second / 86_400,
