@@ -83,6 +83,21 @@ def train(config: NEDSConfig, loader: Iterator[dict], compiled: bool, options: a
     }
 
 
+def line(result: dict, trials: int, device: str) -> dict[str, str]:
+    """Of the table, for a training with so many trials a step."""
+    how = "compiled" if result["compiled"] else "as it is"
+    return row(
+        f"`{result['preset']}`, {trials} trials a step, {how}, {device}",
+        f"{1e3 * result['floor_seconds']:.3g} ms a step",
+        f"{1e3 * result['step_seconds']:.3g} ms (attention alone {1e3 * result['attention_seconds']:.3g}); "
+        f"{result['tokens_per_second']:,.0f} tokens/s; {result['share_of_matmul_rate']:.0%} of the matmul rate; "
+        f"{result['peak_bytes'] / 1e9:.1f} GB; data wait {result['data_wait']:.1%}; the paper's training in "
+        f"{24 * result['paper_training_days']:.1f} hours (its own: {PAPER['gpu_days']} GPU-days)",
+        result["step_seconds"] / result["floor_seconds"],
+        "" if device == "cpu" else TARGETS[result["preset"]],
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
@@ -101,27 +116,14 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=HERE / "gpu.json")
     options = parser.parse_args()
 
+    device = torch.cuda.get_device_name() if options.device == "cuda" else "cpu"
     results, rows = [], []
     for preset in options.presets:
         for result in measure(preset, options):
             results.append(result)
-            rows.append(
-                row(
-                    f"`{preset}`, {options.trials} trials a step, "
-                    f"{'compiled' if result['compiled'] else 'as it is'}, {options.device}",
-                    f"{1e3 * result['floor_seconds']:.3g} ms a step",
-                    f"{1e3 * result['step_seconds']:.3g} ms (attention alone "
-                    f"{1e3 * result['attention_seconds']:.3g}); {result['tokens_per_second']:,.0f} tokens/s; "
-                    f"{result['share_of_matmul_rate']:.0%} of the matmul rate; "
-                    f"{result['peak_bytes'] / 1e9:.1f} GB; data wait {result['data_wait']:.1%}; "
-                    f"the paper's training in {result['paper_training_days']:.1f} days (its own: "
-                    f"{PAPER['gpu_days']} GPU-days)",
-                    result["step_seconds"] / result["floor_seconds"],
-                    TARGETS[preset] if options.device == "cuda" else "",
-                )
-            )
+            rows.append(line(result, options.trials, device))
             print(rows[-1]["what"], rows[-1]["measured"], flush=True)
-    publish(options.output, {"device": options.device, "trials": options.trials, "trainings": results}, rows)
+    publish(options.output, {"device": device, "trials": options.trials, "trainings": results}, rows)
 
 
 def attention_seconds(config: NEDSConfig, options: argparse.Namespace) -> float:
