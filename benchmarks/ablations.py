@@ -77,7 +77,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--recording", type=Path, required=True, help="trial arrays of one session (.npz)")
     parser.add_argument("--output", type=Path, required=True, help="folder for the datasets and the runs")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     options = parser.parse_args()
     measure(options.recording, options.output, options.seeds).to_csv(CSV, index=False, float_format="%.5f")
     write_table(RESULTS, "ablations", table(pd.read_csv(CSV)))
