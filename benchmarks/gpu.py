@@ -130,13 +130,13 @@ def attention_seconds(config: NEDSConfig, options: argparse.Namespace) -> float:
     """Of a step's attention alone, every token attended: its small products set a floor too."""
     heads, tokens = config.num_attention_heads, sum(config.tokens_per_trial.values())
     shape = (options.trials, heads, tokens, config.hidden_size // heads)
-    query, key, value, gradient = (
-        torch.randn(shape, device=options.device, dtype=torch.bfloat16, requires_grad=True) for _ in range(4)
-    )
+    gradient, *inputs = (torch.randn(shape, device=options.device, dtype=torch.bfloat16) for _ in range(4))
+    for one in inputs:
+        one.requires_grad_()
 
     def attend() -> None:
-        attended = scaled_dot_product_attention(query, key, value, dropout_p=config.attention_dropout)
-        attended.backward(gradient)
+        attended = scaled_dot_product_attention(*inputs, dropout_p=config.attention_dropout)
+        torch.autograd.grad(attended, inputs, gradient)
 
     alone = best_seconds({"attention": attend}, 5, options.device)["attention"]
     return config.num_hidden_layers * alone
