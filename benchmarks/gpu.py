@@ -127,7 +127,8 @@ def main() -> None:
 
 
 def attention_seconds(config: NEDSConfig, options: argparse.Namespace) -> float:
-    """Of a step's attention alone, every token attended: its small products set a floor too."""
+    """Of a training step's attention in all layers, forward and back, alone and without masks: its products are
+    too small for the rate of large ones."""
     heads, tokens = config.num_attention_heads, sum(config.tokens_per_trial.values())
     shape = (options.trials, heads, tokens, config.hidden_size // heads)
     gradient, *inputs = (torch.randn(shape, device=options.device, dtype=torch.bfloat16) for _ in range(4))
@@ -159,12 +160,13 @@ def measure(preset: str, options: argparse.Namespace) -> Iterator[dict]:
             num_bins=options.bins,
             **layers,
         )
+        needed = operations(config) * options.trials
         attention = attention_seconds(config, options)
         for compiled in (False, True):
             rate = matmul_rate(torch.bfloat16, options.device)
             result = train(config, batches(recordings, processor, options), compiled, options)
             rate = max(rate, matmul_rate(torch.bfloat16, options.device))
-            floor = operations(config) * options.trials / rate
+            floor = needed / rate
             trials_per_second = options.trials / result["step_seconds"]
             yield {
                 "preset": preset,

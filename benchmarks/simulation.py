@@ -53,10 +53,10 @@ def measure(output: Path, seed: int) -> pd.DataFrame:
             neds("pretrain", *learned, *mice, *PRETRAINING)
         seeds = range(seed, seed + (NUM_AVERAGED if number == max(NUM_MICE) else 1))
         for session in new:
-            runs = [output / f"new-{number}-{place}" / session for place in seeds]
-            for run, place in zip(runs, seeds):
+            runs = [output / f"new-{number}-{run_seed}" / session for run_seed in seeds]
+            for run, run_seed in zip(runs, seeds):
                 if not (run / "metrics.json").exists():
-                    where = ("--output", run, "--seed", place)
+                    where = ("--output", run, "--seed", run_seed)
                     if number:
                         which = ("--model", pretrained, "--session", session)
                         neds("finetune", *learned, *where, *which, *FINE_TUNING)
@@ -77,7 +77,7 @@ def table(results: pd.DataFrame) -> str:
     means = results.drop(columns="session").groupby(["mice", "models"]).mean()
     texts = {}
     for (number, models), row in means.iterrows():
-        name = f"{number} mice" if number else "the new mouse alone"
+        name = f"{number} {'mouse' if number == 1 else 'mice'}" if number else "the new mouse alone"
         name += f", {models} seeds averaged" if models > 1 else ""
         texts[name] = [f"{row[metric]:.3f}" for metric in SHOWN]
     return markdown(pd.DataFrame.from_dict(texts, orient="index", columns=list(SHOWN.values())))

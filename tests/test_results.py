@@ -92,13 +92,13 @@ def test_table_of_simulation_is_over_the_new_mice(scripts):
             "models": models,
             **dict.fromkeys(scripts["simulation"].SHOWN, value),
         }
-        for mice, models, more in ((0, 1, 0.0), (20, 1, 0.1), (20, 3, 0.2))
+        for mice, models, more in ((0, 1, 0.0), (20, 1, 0.0), (20, 3, 0.1))
         for session, value in (("a", 0.2 + more), ("b", 0.4 + more))
     ]
     lines = scripts["simulation"].table(pd.DataFrame(rows)).splitlines()
     assert lines[2].startswith("| the new mouse alone | 0.300 |")
-    assert lines[3].startswith("| 20 mice | 0.400 |")
-    assert lines[4].startswith("| 20 mice, 3 seeds averaged | 0.500 |")
+    assert lines[3].startswith("| 20 mice | 0.300 |")
+    assert lines[4].startswith("| 20 mice, 3 seeds averaged | 0.400 |")
 
 
 def test_regions_that_are_listed_one_unit_late_are_moved_back_and_others_stay(scripts, tmp_path):
