@@ -109,6 +109,7 @@ def main() -> None:
         scores = score(model, processor, split_loader(processor, recordings, "test"))
         write_json(options.output / "metrics.json", {"mean": mean_table(scores), "sessions": scores})
         print({name: round(value, 3) for name, value in mean_table(scores).items()})
+    accelerator.end_training()
 
 
 if __name__ == "__main__":

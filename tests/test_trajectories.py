@@ -13,7 +13,7 @@ from accelerate.utils import DistributedType
 from safetensors.torch import load_file
 from small_dataset import pretrain_arguments
 
-from neds_hf.cli.main import main
+from neds_hf.cli.main import leave_processes, main
 from neds_hf.models import NEDSModel
 from neds_hf.training.runs import last_checkpoint
 
@@ -112,6 +112,26 @@ def test_two_processes_that_are_cut_off_go_on_as_one(
     finish(torchrun(*argv, program=program))
     assert_same_run(tmp_path, one_process)
     assert (tmp_path / "modeling_neds.py").exists()
+
+
+@pytest.mark.skipif(
+    not Path("/proc/self/task").exists(), reason="reads the names of threads as Linux lists them"
+)
+def test_no_thread_of_the_group_is_left_when_python_ends(tmp_path):
+    def threads() -> list[str]:
+        names = [name.read_text() for name in Path("/proc/self/task").glob("*/comm")]
+        return [name for name in names if "gloo" in name]
+
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path / 'group'}", rank=0, world_size=1
+    )
+    model = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(2, 2))
+    model.trainer = {"model": model}  # a cycle, as of models and their Trainer
+    del model
+    assert threads()
+    leave_processes()
+    assert not threads() and not torch.distributed.is_initialized()
+    leave_processes()  # and without a group nothing happens
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """``neds COMMAND ...``: finds the command's file and runs it."""
 
+import gc
 import importlib
 import sys
 
@@ -48,4 +49,19 @@ def run(name: str, argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"neds {name}: stopped; run it again to resume", file=sys.stderr)
         return 130
+    leave_processes()
     return 0
+
+
+def leave_processes() -> None:
+    """End the group of the processes that trained together, where they talked through Gloo.
+
+    Its threads free tensors after a collective, and one that does so while Python ends aborts its process. They
+    end with the last reference to the group, which models hold too, in cycles.
+    """
+    torch = sys.modules.get("torch")  # not every command needs it
+    if torch is None or not torch.distributed.is_available() or not torch.distributed.is_initialized():
+        return
+    if torch.distributed.get_backend() == "gloo":
+        torch.distributed.destroy_process_group()
+        gc.collect()
