@@ -62,14 +62,17 @@ def measure(recording: Path, output: Path, seeds: list[int]) -> pd.DataFrame:
 
 
 def table(results: pd.DataFrame) -> str:
-    """The unchanged preset's means over folds and seeds; what each change adds to them."""
-    means = results.drop(columns=["fold", "seed"]).groupby("change").mean()
-    unchanged = means.loc[UNCHANGED]
-    texts = {UNCHANGED: [f"{unchanged[metric]:.3f}" for metric in METRICS]}
+    """The unchanged preset's means over folds and seeds; what each change adds: mean ± standard error over these.
+
+    A change is compared with the preset of the same fold and seed.
+    """
+    runs = results.set_index(["change", "fold", "seed"])
+    unchanged = runs.loc[UNCHANGED]
+    texts = {UNCHANGED: [f"{mean:.3f}" for mean in unchanged[list(METRICS)].mean()]}
     for change in CHANGES:
         if change != UNCHANGED:
-            difference = means.loc[change] - unchanged
-            texts[change] = [f"{difference[metric]:+.3f}" for metric in METRICS]
+            added = runs.loc[change] - unchanged
+            texts[change] = [f"{added[name].mean():+.3f} ± {added[name].sem():.3f}" for name in METRICS]
     return markdown(pd.DataFrame.from_dict(texts, orient="index", columns=list(METRICS.values())))
 
 
@@ -77,7 +80,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--recording", type=Path, required=True, help="trial arrays of one session (.npz)")
     parser.add_argument("--output", type=Path, required=True, help="folder for the datasets and the runs")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     options = parser.parse_args()
     measure(options.recording, options.output, options.seeds).to_csv(CSV, index=False, float_format="%.5f")
     write_table(RESULTS, "ablations", table(pd.read_csv(CSV)))

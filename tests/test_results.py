@@ -73,7 +73,7 @@ def test_table_of_transfer_has_sessions_and_their_mean(scripts):
 
 
 def test_table_of_ablations_is_what_a_change_adds(scripts):
-    """`compact` at 0.1 and 0.3, every change at 0.5 and 0.1: 0.1 more in the mean."""
+    """`compact` at 0.1 and 0.3, every change at 0.5 and 0.1: 0.4 more and 0.2 less, so 0.1 in the mean."""
     rows = [
         {"change": change, "fold": fold, "seed": 0, **dict.fromkeys(scripts["ablations"].METRICS, value)}
         for change in scripts["ablations"].CHANGES
@@ -81,7 +81,7 @@ def test_table_of_ablations_is_what_a_change_adds(scripts):
     ]
     lines = scripts["ablations"].table(pd.DataFrame(rows)).splitlines()
     assert lines[2].startswith("| compact | 0.200 | 0.200 |")
-    assert all(" | +0.100 | +0.100 | " in line for line in lines[3:])
+    assert all(" | +0.100 ± 0.300 | +0.100 ± 0.300 | " in line for line in lines[3:])
 
 
 def test_table_of_simulation_is_over_the_new_mice(scripts):
