@@ -4,12 +4,14 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from small_dataset import SIZES, TRAINING, pretrain_arguments, write_dataset
 
 from neds_hf.cli.main import main
 from neds_hf.cli.pretrain import PretrainArguments
-from neds_hf.models import NEDSConfig
+from neds_hf.models import NEDSConfig, modeling_neds
 from neds_hf.models.configuration_neds import PRESETS
+from neds_hf.models.modeling_neds import eager_attention
 from neds_hf.training.sessions import load_model, open_recordings
 
 
@@ -97,6 +99,40 @@ def test_the_seed_decides_the_weights(dataset, tmp_path):
     assert one == same != other
 
 
+@pytest.mark.parametrize(
+    "options, attention",
+    [
+        ([], "sdpa"),
+        (["--bf16"], "eager"),  # the faster one there on a CPU
+        (["--attn_implementation", "eager"], "eager"),
+        (["--bf16", "--attn_implementation", "sdpa"], "sdpa"),
+    ],
+)
+def test_the_attention_is_the_one_asked_for_or_the_fastest(
+    dataset, tmp_path, monkeypatch, options, attention
+):
+    shapes = []
+
+    def noted(module, query, *args, **kwargs):
+        shapes.append(query.shape)
+        return eager_attention(module, query, *args, **kwargs)
+
+    monkeypatch.setattr(modeling_neds, "eager_attention", noted)
+    pretrain(dataset, tmp_path, "--sessions", "ann", *options)
+    assert bool(shapes) == (attention == "eager")
+    configuration = json.loads((tmp_path / "run.json").read_text())["configuration"]
+    assert configuration["attn_implementation"] == attention
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="is about machines without an accelerator")
+def test_bf16_needs_no_other_option_on_a_cpu(dataset, tmp_path):
+    argv = [option for option in pretrain_arguments(dataset, tmp_path) if option != "--use_cpu"]
+    assert main(["pretrain", *argv, "--max_steps", "2", "--bf16"]) == 0
+    (logged,) = json.loads((tmp_path / "trainer_state.json").read_text())["log_history"][:1]
+    assert np.isfinite(logged["loss"])
+    assert load_model(str(tmp_path))[0].dtype == torch.float32  # the weights themselves
+
+
 def test_a_dataset_without_a_behaviour_makes_a_model_without_it(tmp_path):
     out = tmp_path / "model"
     config = pretrain(write_dataset(tmp_path / "dataset", ["bob"]), out)
@@ -124,6 +160,7 @@ def test_a_dataset_without_a_behaviour_makes_a_model_without_it(tmp_path):
         (["--set", *SIZES, "hidden_size=big"], "hidden_size"),
         (["--save_strategy", "steps"], "requires the save and eval strategy to match"),
         (["--hiden_size", "8"], "--hiden_size"),
+        (["--attn_implementation", "fast"], "--attn_implementation: "),
     ],
 )
 def test_a_wrong_argument_is_one_line_and_status_2(dataset, tmp_path, capsys, change, message):

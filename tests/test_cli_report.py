@@ -25,7 +25,7 @@ from neds_hf.analysis.runs import (
 from neds_hf.cli.main import main
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
-HARDWARE = {"cpus": 2, "torch_threads": 1, "gpus": []}
+HARDWARE = {"cpu": "Abacus 9000", "cpus": 2, "torch_threads": 1, "gpus": []}
 
 LINEAR = {
     "s1": {"bits_per_spike": 0.1, "wheel_speed_r2": 0.5, "choice_accuracy": 0.8, "psth_r2": 0.4},
@@ -115,7 +115,7 @@ def test_the_page_has_every_session_the_other_metrics_and_the_figures(two, tmp_p
     assert tables["Runs"]["neds"] == [
         "pretrain",
         "3",
-        "CPU, 1 of 2 cores",
+        "Abacus 9000, 1 of 2 cores",
         "1.5",
         "bb",
         str(two[1]),

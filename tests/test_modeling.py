@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from neds_hf.models import NEDSConfig, NEDSModel
 from neds_hf.models.masking_neds import num_uniform, sample_masks
+from neds_hf.models.modeling_neds import drop
 
 BINS = 10
 UNITS = {"a": 7, "b": 12}
@@ -116,6 +117,8 @@ def gradients(model):
 
 MISSING = [(1, "choice"), (1, "wheel_speed"), (2, "whisker_motion_energy"), (2, "block")]
 styles = pytest.mark.parametrize("style", STYLES)
+# The same weights elsewhere in memory: on some processors a product's last bit depends on where its factors lie.
+ROUNDING = {"rtol": 0, "atol": 1e-6}
 
 
 # --- shapes ---
@@ -519,6 +522,32 @@ def test_attention_dropout_is_applied_in_training_only():
         assert not torch.allclose(dropped[0], dropped[1], atol=1e-3)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("share", [0.1, 0.4, 0.999])
+def test_dropout_keeps_the_expectation_and_passes_the_gradient_of_what_is_left(share, dtype):
+    torch.manual_seed(0)
+    values = torch.ones(1001, 999, dtype=dtype, requires_grad=True)  # no multiple of four
+    dropped = drop(values, share)
+    assert dropped.shape == values.shape and dropped.dtype == dtype
+    kept = dropped != 0
+    scale = torch.tensor(1 / (1 - share), dtype=dtype)
+    torch.testing.assert_close(dropped[kept], scale.expand(int(kept.sum())), rtol=1e-2, atol=0)
+    error = (share * (1 - share) / values.numel()) ** 0.5
+    assert abs(float((~kept).float().mean()) - share) < 4 * error + 2**-16
+    # Independent of the neighbours in either direction, and of the last call.
+    centred = (~kept).double() - share
+    again = (drop(values, share) == 0).double() - share
+    for other in (centred.roll(1, 0), centred.roll(1, 1), centred.roll(4, 1), again):
+        assert abs(float((centred * other).mean())) < 5 * share * (1 - share) / values.numel() ** 0.5
+    dropped.sum().backward()
+    assert torch.equal(values.grad, dropped.detach())
+
+
+def test_nothing_is_dropped_where_the_share_is_zero():
+    values = torch.randn(3, 5)
+    assert drop(values, 0.0) is values
+
+
 def test_gradient_checkpointing_gives_the_same_gradients():
     results = []
     for checkpointing in (False, True):
@@ -629,14 +658,14 @@ def test_loss_and_gradient_of_a_seeded_model_stay_what_they_are(style):
 
 
 @styles
-def test_saving_and_loading_changes_no_bit(style, tmp_path):
+def test_saving_and_loading_changes_no_weight(style, tmp_path):
     model, batch = make_model(style), make_batch()
     model.save_pretrained(tmp_path)
     loaded = NEDSModel.from_pretrained(tmp_path, attn_implementation="eager")
     assert not loaded.training
-    assert_same(loaded(**batch), model(**batch), rtol=0, atol=0)
     for name, weight in model.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], weight), name
+    assert_same(loaded(**batch), model(**batch), **ROUNDING)
 
 
 def test_new_animals_of_the_published_model_have_tokenizers_and_readouts_of_their_own(tmp_path):

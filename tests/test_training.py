@@ -65,6 +65,7 @@ def test_a_run_says_what_it_was_made_with(model_folder, dataset):
     assert configuration["model"]["hidden_size"] == 16 and configuration["sessions"] == ["ann", "bob"]
     assert configuration["data_fingerprint"] == open_recordings(dataset).only(["ann", "bob"]).fingerprint
     assert run["versions"]["torch"] == torch.__version__ and run["hardware"]["cpus"] == os.cpu_count()
+    assert isinstance(run["hardware"]["cpu"], str) and run["hardware"]["cpu_capability"]
     assert run["started"] < run["finished"] and run["results"]["test"]["choice_accuracy"] >= 0
 
 

@@ -74,7 +74,9 @@ def fit_poisson(design: np.ndarray, counts: np.ndarray, offset: np.ndarray) -> I
     offset = torch.from_numpy(np.tile(offset.astype(np.float32), (len(counts), 1)))
     counts = torch.from_numpy(np.ascontiguousarray(counts.reshape(len(flat), -1), np.float32))
     # Along the principal axes, scaled by the information along them, all directions are alike: L-BFGS is quick.
-    variances, axes = torch.linalg.eigh(flat.T @ flat)
+    # In double precision, and by NumPy: torch's does not converge on every processor.
+    scatter = flat.T.double() @ flat.double()
+    variances, axes = (torch.from_numpy(part).float() for part in np.linalg.eigh(scatter.numpy()))
     variances = variances.clamp(min=0)
     flat = flat @ axes
     drive = flat.T @ counts

@@ -258,4 +258,4 @@ def _short(value: object) -> str:
 def _hardware(hardware: dict) -> str:
     if hardware.get("gpus"):
         return ", ".join(hardware["gpus"])
-    return f"CPU, {hardware.get('torch_threads')} of {hardware.get('cpus')} cores"
+    return f"{hardware.get('cpu') or 'CPU'}, {hardware.get('torch_threads')} of {hardware.get('cpus')} cores"

@@ -67,6 +67,30 @@ def gaussian_smooth(values: torch.Tensor, std: float) -> torch.Tensor:
     return (kernel / kernel.sum(1, keepdim=True)).to(values.dtype) @ values
 
 
+def drop(values: torch.Tensor, share: float) -> torch.Tensor:
+    """Dropout in training: zero for a share of the values, the others larger for it.
+
+    On a CPU 16 random bits decide on a value: torch's own draws a number for each, one after the other, and takes
+    six times as long.
+    """
+    if not share:
+        return values
+    if values.device.type != "cpu":
+        return F.dropout(values, share)
+    size, steps = values.numel(), 2**16
+    dropped = min(round(steps * share), steps - 1)
+    bits = torch.empty(-(-size // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
+    kept = bits[:size].view(values.shape) >= dropped - steps // 2
+    return values * (kept.to(values.dtype) * (steps / (steps - dropped)))
+
+
+class Dropout(nn.Dropout):
+    """`drop` in training."""
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        return drop(values, self.p) if self.training else values
+
+
 def eager_attention(
     module: nn.Module,
     query: torch.Tensor,
@@ -78,10 +102,12 @@ def eager_attention(
     **kwargs,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Attention written out: (B, heads, L, dim) in, (B, L, heads, dim) and the probabilities out."""
-    scores = query @ key.transpose(-1, -2) * scaling
+    scores = (query * scaling) @ key.transpose(-1, -2)
     if attention_mask is not None:
         scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
-    probabilities = F.dropout(scores.softmax(-1), dropout, module.training)
+    probabilities = scores.softmax(-1)
+    if dropout:
+        probabilities = drop(probabilities, dropout)
     return (probabilities @ value).transpose(1, 2), probabilities
 
 
@@ -177,7 +203,7 @@ class NEDSBlock(GradientCheckpointingLayer):
         self.feed_forward_norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
         self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size)
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size)
-        self.dropout = nn.Dropout(config.hidden_dropout)
+        self.dropout = Dropout(config.hidden_dropout)
 
     def forward(self, states, cos, sin, attention_mask):
         attended, probabilities = self.attention(self.attention_norm(states), cos, sin, attention_mask)
@@ -263,7 +289,7 @@ class NEDSModel(Checkpoint, PreTrainedModel):
         self.session_embedding = Table(num_sessions, num_modalities * hidden_size, std=std if mlp else 0.01)
         if config.temporal_embedding:
             self.temporal_embedding = Table(num_modalities * config.num_bins // patch, hidden_size, std)
-        self.dropout = nn.Dropout(config.hidden_dropout)
+        self.dropout = Dropout(config.hidden_dropout)
         self.encoder = NEDSEncoder(config)
         # Readout
         self.spike_unpatch = nn.Linear(hidden_size, patch * hidden_size) if patch > 1 else nn.Identity()

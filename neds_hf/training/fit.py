@@ -26,6 +26,7 @@ TRAINED_WITH = (
     "adam_beta1",
     "adam_beta2",
     "adam_epsilon",
+    "attn_implementation",
     "bf16",
     "data_seed",
     "eval_steps",
@@ -79,14 +80,19 @@ def fit(
         Session to its test metrics; empty without a test split.
 
     Raises:
-        NEDSError: The folder holds this very run, finished, or a run of another configuration; or, with
-            `args.push_to_hub`, there is no repository for it. `neds_hf.hub.push.push_run` then fills it.
+        NEDSError: The folder holds this very run, finished, or a run of another configuration; there is no such
+            attention; or, with `args.push_to_hub`, there is no repository for it. `neds_hf.hub.push.push_run` then
+            fills it.
     """
     folder = Path(args.output_dir)
     if args.push_to_hub and args.hub_strategy != "end":
         raise NEDSError(
             f"--hub_strategy {args.hub_strategy.value}: a run is pushed at its end, never half of it"
         )
+    try:
+        model.set_attn_implementation(args.attn_implementation)
+    except (ValueError, ImportError) as error:
+        raise NEDSError(f"--attn_implementation: {' '.join(str(error).split())}") from error
     logging.disable_progress_bar()  # of weights being read and written: a few milliseconds
     # It warns that it orders checkpoints by number, not by time.
     logging.get_logger("transformers.trainer_utils").setLevel(logging.ERROR)

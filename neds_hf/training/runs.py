@@ -5,6 +5,7 @@ import json
 import math
 import os
 import platform
+import re
 import reprlib
 import shutil
 import time
@@ -35,11 +36,20 @@ def environment() -> dict:
         "versions": {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
         "hardware": {
             "machine": platform.machine(),
+            "cpu": _cpu_name(),
+            "cpu_capability": torch.backends.cpu.get_cpu_capability(),
             "cpus": os.cpu_count(),
             "torch_threads": torch.get_num_threads(),
             "gpus": [torch.cuda.get_device_name(place) for place in range(torch.cuda.device_count())],
         },
     }
+
+
+def _cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists() and (names := re.findall(r"^model name\s*: (.+)", info.read_text(), re.MULTILINE)):
+        return names[0]
+    return platform.processor()
 
 
 def write_json(path: Path, content: dict) -> None:
