@@ -2,10 +2,11 @@
 
     python benchmarks/simulation.py --output simulation_runs
 
-Pretrains on the first 1, 5 and 20 mice and fine-tunes each model on three more; the latter are also trained
-on alone. On each of them the model of 20 mice is fine-tuned with three seeds, whose predictions are averaged too.
-All learn from training and validation trials. Writes `simulation.csv` beside this file, its table into
-RESULTS.md and the curve into `simulation.png`. What is finished is not repeated.
+Pretrains on the first 1, 5 and 20 mice and fine-tunes each model on three more, all of its weights or what is the
+mouse's own; the three are also trained on alone. What is the mouse's own is fitted to the model of 20 mice with
+three seeds, whose predictions are averaged too. All learn from training and validation trials, in bf16. Writes
+`simulation.csv` beside this file, its table into RESULTS.md and the curve into `simulation.png`. What is finished
+is not repeated.
 """
 
 import argparse
@@ -22,21 +23,29 @@ CSV, FIGURE = HERE / "simulation.csv", HERE / "simulation.png"
 NUM_MICE = (1, 5, 20)
 NUM_NEW = 3
 MICE = ("--trials", 300, "--units", 80, "--seed", 11)
-NUM_AVERAGED = 3
-# Wider than `compact`, and encoding more often.
+NUM_AVERAGED = 3  # of the model of all mice, fine-tuned as is best
+# Wider and deeper than `compact`, and encoding more often.
 MODEL = (
-    *("--set", "hidden_size=128", "intermediate_size=256"),
+    *("--set", "hidden_size=128", "intermediate_size=256", "num_hidden_layers=3"),
     'scheme_weights={"encoding":2,"decoding":1,"within_modality":0,"cross_modal":0.25}',
 )
-PRETRAINING = ("--learning_rate", "2e-3", "--num_train_epochs", 120, *MODEL)
-FINE_TUNING = ("--learning_rate", "1e-3", "--num_train_epochs", 60)
+PRETRAINING = ("--learning_rate", "2e-3", "--num_train_epochs", 150, *MODEL, "unit_dropout=0.2")
+FINE_TUNING = {
+    "full": ("--strategy", "full", "--learning_rate", "1e-3", "--num_train_epochs", 60),
+    "session": (
+        *("--strategy", "session", "--unit_weight_decay", 1),
+        *("--learning_rate", "3e-3", "--num_train_epochs", 100),
+    ),
+}
+IN_WORDS = {"full": "all weights fine-tuned", "session": "only units' rows and session embedding fine-tuned"}
+LINES = {"full": "--", "session": "-"}
 SHARE = {"share_of_attainable": "share of the attainable"}
 SHOWN = SHARE | {name: METRICS[name] for name in METRICS if "beyond" not in name}
 
 
 def measure(output: Path, seed: int) -> pd.DataFrame:
-    """A row a new mouse, number of mice pretrained on, 0 for training on the new mouse alone, and number of models
-    that predict together."""
+    """A row a new mouse, number of mice pretrained on, how the new one is trained on ("alone" after none), and
+    number of models that predict together."""
     recordings, dataset = output / "mice", output / "dataset"
     if not (recordings / "simulation.json").exists():
         neds("simulate", recordings, "--sessions", max(NUM_MICE) + NUM_NEW, *MICE)
@@ -44,64 +53,69 @@ def measure(output: Path, seed: int) -> pd.DataFrame:
         neds("build", dataset, "--alf", recordings)
     sessions = open_recordings(dataset).session_ids
     known, new = sessions[:-NUM_NEW], sessions[-NUM_NEW:]
-    learned = ("--dataset", dataset, *TRAINED_ON)
+    learned = ("--dataset", dataset, *TRAINED_ON, "--bf16")
     rows = []
     for number in (0, *NUM_MICE):
         pretrained = output / f"pretrained-{number}"
         if number and not (pretrained / "metrics.json").exists():
             mice = ("--sessions", *known[:number], "--output", pretrained, "--seed", seed)
             neds("pretrain", *learned, *mice, *PRETRAINING)
-        seeds = range(seed, seed + (NUM_AVERAGED if number == max(NUM_MICE) else 1))
-        for session in new:
-            runs = [output / f"new-{number}-{run_seed}" / session for run_seed in seeds]
-            for run, run_seed in zip(runs, seeds):
-                if not (run / "metrics.json").exists():
-                    where = ("--output", run, "--seed", run_seed)
-                    if number:
-                        which = ("--model", pretrained, "--session", session)
-                        neds("finetune", *learned, *where, *which, *FINE_TUNING)
-                    else:
-                        neds("pretrain", *learned, *where, "--sessions", session, *ALONE, *MODEL)
-            for models in sorted({1, len(runs)}):
-                scores = output / f"new-{number}" / f"{session}-{models}.json"
-                if not scores.exists():
-                    scored = ("--model", *runs[:models], "--session", session, "--output", scores)
-                    neds("evaluate", "--dataset", dataset, "--alf", recordings, *scored)
-                metrics = json.loads(scores.read_text())["mean"]
-                rows.append({"session": session, "mice": number, "models": models, **metrics})
-    return pd.DataFrame(rows)[["session", "mice", "models", *SHOWN]]
+        for how, options in FINE_TUNING.items() if number else [("alone", (*ALONE, *MODEL))]:
+            averaged = (number, how) == (max(NUM_MICE), "session")
+            seeds = range(seed, seed + (NUM_AVERAGED if averaged else 1))
+            for session in new:
+                runs = [output / f"{how}-{number}-{run_seed}" / session for run_seed in seeds]
+                for run, run_seed in zip(runs, seeds):
+                    if not (run / "metrics.json").exists():
+                        where = ("--output", run, "--seed", run_seed)
+                        if number:
+                            which = ("--model", pretrained, "--session", session)
+                            neds("finetune", *learned, *where, *which, *options)
+                        else:
+                            neds("pretrain", *learned, *where, "--sessions", session, *options)
+                for models in sorted({1, len(runs)}):
+                    scores = output / f"{how}-{number}" / f"{session}-{models}.json"
+                    if not scores.exists():
+                        scored = ("--model", *runs[:models], "--session", session, "--output", scores)
+                        neds("evaluate", "--dataset", dataset, "--alf", recordings, *scored)
+                    metrics = json.loads(scores.read_text())["mean"]
+                    rows.append({"session": session, "mice": number, "how": how, "models": models, **metrics})
+    return pd.DataFrame(rows)[["session", "mice", "how", "models", *SHOWN]]
 
 
 def table(results: pd.DataFrame) -> str:
     """Means over the new mice."""
-    means = results.drop(columns="session").groupby(["mice", "models"]).mean()
+    means = results.drop(columns="session").groupby(["mice", "how", "models"]).mean()
     texts = {}
-    for (number, models), row in means.iterrows():
-        name = f"{number} {'mouse' if number == 1 else 'mice'}" if number else "the new mouse alone"
+    for (number, how, models), row in means.iterrows():
+        name = "the new mouse alone"
+        if number:
+            name = f"{number} {'mouse' if number == 1 else 'mice'}, {IN_WORDS[how]}"
         name += f", {models} seeds averaged" if models > 1 else ""
         texts[name] = [f"{row[metric]:.3f}" for metric in SHOWN]
     return markdown(pd.DataFrame.from_dict(texts, orient="index", columns=list(SHOWN.values())))
 
 
 def draw(results: pd.DataFrame, file: Path) -> None:
-    """Share of the attainable bits per spike against the number of mice pretrained on; a line a new mouse."""
-    figure, axes = plt.subplots(figsize=(5, 3.2), layout="constrained")
-    pretrained = results[results["mice"] > 0]
-    for name, rows in results[results["models"] == 1].groupby("session"):
-        alone = rows.loc[rows["mice"] == 0, "share_of_attainable"].item()
-        rows = rows[rows["mice"] > 0]
-        (line,) = axes.plot(rows["mice"], rows["share_of_attainable"], marker="o", label=f"mouse {name[:8]}")
-        axes.axhline(alone, color=line.get_color(), linestyle=":", linewidth=1)
-    axes.set(
-        xscale="log",
-        xlabel="mice pretrained on (dotted: the new mouse alone)",
-        ylabel="share of the attainable bits/spike",
-    )
-    axes.set_xticks(sorted(pretrained["mice"].unique()), sorted(pretrained["mice"].unique()))
+    """Share of the attainable bits per spike against the number of mice pretrained on; a colour a new mouse."""
+    figure, axes = plt.subplots(figsize=(6, 3.6), layout="constrained")
+    one = results[results["models"] == 1]
+    for place, (name, of_mouse) in enumerate(one.groupby("session")):
+        color = f"C{place}"
+        alone = of_mouse.loc[of_mouse["how"] == "alone", "share_of_attainable"].item()
+        axes.axhline(alone, color=color, linestyle=":", linewidth=1)
+        for how, line in LINES.items():
+            rows = of_mouse[of_mouse["how"] == how]
+            axes.plot(rows["mice"], rows["share_of_attainable"], color=color, linestyle=line, marker="o")
+        axes.plot([], [], color=color, label=f"mouse {name[:8]}")
+    for how, line in LINES.items():
+        axes.plot([], [], color="gray", linestyle=line, label=IN_WORDS[how])
+    axes.plot([], [], color="gray", linestyle=":", label="the new mouse alone")
+    axes.set(xscale="log", xlabel="mice pretrained on", ylabel="share of the attainable bits/spike")
+    axes.set_xticks(NUM_MICE, NUM_MICE)
     axes.minorticks_off()
-    axes.set_ylim(top=1)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, loc="upper left")
+    figure.legend(frameon=False, loc="outside upper center", ncols=2, fontsize="small")
     figure.savefig(file, dpi=150)
 
 

@@ -89,16 +89,23 @@ def test_table_of_simulation_is_over_the_new_mice(scripts):
         {
             "session": session,
             "mice": mice,
+            "how": how,
             "models": models,
             **dict.fromkeys(scripts["simulation"].SHOWN, value),
         }
-        for mice, models, more in ((0, 1, 0.0), (20, 1, 0.0), (20, 3, 0.1))
+        for mice, how, models, more in (
+            (0, "alone", 1, 0.0),
+            (20, "full", 1, 0.0),
+            (20, "session", 1, 0.2),
+            (20, "session", 3, 0.3),
+        )
         for session, value in (("a", 0.2 + more), ("b", 0.4 + more))
     ]
     lines = scripts["simulation"].table(pd.DataFrame(rows)).splitlines()
     assert lines[2].startswith("| the new mouse alone | 0.300 |")
-    assert lines[3].startswith("| 20 mice | 0.300 |")
-    assert lines[4].startswith("| 20 mice, 3 seeds averaged | 0.400 |")
+    assert lines[3].startswith("| 20 mice, all weights fine-tuned | 0.300 |")
+    assert lines[4].startswith("| 20 mice, only units' rows and session embedding fine-tuned | 0.500 |")
+    assert lines[5].endswith("| 0.600 |") and "fine-tuned, 3 seeds averaged | 0.600 |" in lines[5]
 
 
 def test_regions_that_are_listed_one_unit_late_are_moved_back_and_others_stay(scripts, tmp_path):
