@@ -19,6 +19,8 @@ NUM_FOLDS = 5
 CSV = HERE / "folds.csv"
 BASELINES = ("linear", "reduced_rank", "poisson_glm")
 ONE_TASK = ("neds_encoding", "neds_decoding")  # the paper's ablation
+# Name to that of the folders of its runs, and further options of its training.
+NEDS = {"NEDS": ("neds", ()), "NEDS, in bf16": ("neds-bf16", ("--bf16",))}
 ENSEMBLE = "NEDS, seeds averaged"
 
 
@@ -34,12 +36,14 @@ def measure(recording: Path, output: Path, seeds: list[int]) -> pd.DataFrame:
             training = (*TRAINED_ON, *ALONE) if method in ONE_TASK else ()
             scores = scores_of_baseline(method, dataset, output / f"fold-{fold}" / "baselines", *training)
             rows.append({"method": method, "fold": fold, "seed": 0, **scores[session]})
-        for seed in seeds:
-            run = output / f"fold-{fold}" / f"neds-{seed}"
-            if not (run / "metrics.json").exists():
-                neds("pretrain", "--dataset", dataset, "--output", run, "--seed", seed, *TRAINED_ON, *ALONE)
-            metrics = json.loads((run / "metrics.json").read_text())["mean"]
-            rows.append({"method": "NEDS", "fold": fold, "seed": seed, **metrics})
+        for method, (name, more) in NEDS.items():
+            for seed in seeds:
+                run = output / f"fold-{fold}" / f"{name}-{seed}"
+                if not (run / "metrics.json").exists():
+                    training = (*TRAINED_ON, *ALONE, *more)
+                    neds("pretrain", "--dataset", dataset, "--output", run, "--seed", seed, *training)
+                metrics = json.loads((run / "metrics.json").read_text())["mean"]
+                rows.append({"method": method, "fold": fold, "seed": seed, **metrics})
         report = output / f"fold-{fold}" / "ensemble.json"
         runs = [output / f"fold-{fold}" / f"neds-{seed}" for seed in seeds]
         if not report.exists():
@@ -53,7 +57,7 @@ def table(results: pd.DataFrame) -> str:
     """Mean ± standard error over folds, of each fold the mean over seeds; then NEDS, one seed and several
     averaged, less the best baseline of each column, fold by fold."""
     folds = results.drop(columns="seed").groupby(["method", "fold"]).mean()
-    shown = {method: folds.loc[method] for method in (*BASELINES, *ONE_TASK, "NEDS", ENSEMBLE)}
+    shown = {method: folds.loc[method] for method in (*BASELINES, *ONE_TASK, *NEDS, ENSEMBLE)}
     best = {m: max(BASELINES, key=lambda method: shown[method][m].fillna(-1).mean()) for m in METRICS}
     for method in ("NEDS", ENSEMBLE):
         differences = {m: shown[method][m] - shown[best[m]][m] for m in METRICS}

@@ -41,6 +41,8 @@ def test_table_of_folds_is_over_means_of_seeds_and_paired(scripts):
         ("NEDS", 0, 0, 0.1, 0.1),
         ("NEDS", 0, 1, 0.3, 0.3),
         ("NEDS", 1, 0, 0.5, 0.5),
+        ("NEDS, in bf16", 0, 0, 0.2, 0.2),
+        ("NEDS, in bf16", 1, 0, 0.2, 0.2),
         ("NEDS, seeds averaged", 0, 2, 0.4, 0.4),
         ("NEDS, seeds averaged", 1, 2, 0.4, 0.4),
     ]
@@ -54,9 +56,10 @@ def test_table_of_folds_is_over_means_of_seeds_and_paired(scripts):
     assert lines[2].startswith("| linear | 0.200 ± 0.100 |")
     assert lines[4].startswith("| poisson_glm | 0.200 ± 0.000 |  |")
     assert lines[7].startswith("| NEDS | 0.350 ± 0.150 |")
-    assert lines[8].startswith("| NEDS, seeds averaged | 0.400 ± 0.000 |")
-    assert lines[9].startswith("| NEDS − best baseline | 0.150 ± 0.050 | 0.150 ± 0.050 |")
-    assert lines[10].startswith("| NEDS, seeds averaged − best baseline | 0.200 ± 0.100 | 0.200 ± 0.100 |")
+    assert lines[8].startswith("| NEDS, in bf16 | 0.200 ± 0.000 |")
+    assert lines[9].startswith("| NEDS, seeds averaged | 0.400 ± 0.000 |")
+    assert lines[10].startswith("| NEDS − best baseline | 0.150 ± 0.050 | 0.150 ± 0.050 |")
+    assert lines[11].startswith("| NEDS, seeds averaged − best baseline | 0.200 ± 0.100 | 0.200 ± 0.100 |")
 
 
 def test_table_of_transfer_has_sessions_and_their_mean(scripts):
