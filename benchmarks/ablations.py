@@ -8,12 +8,11 @@ finished is not repeated.
 """
 
 import argparse
-import json
 import re
 from pathlib import Path
 
 import pandas as pd
-from common import ALONE, HERE, METRICS, RESULTS, TRAINED_ON, markdown, neds, write_table
+from common import HERE, METRICS, RESULTS, markdown, neds, scores_of_training, write_table
 
 CSV = HERE / "ablations.csv"
 FOLDS = (0, 1)
@@ -53,10 +52,7 @@ def measure(recording: Path, output: Path, seeds: list[int]) -> pd.DataFrame:
             for seed in seeds:
                 name = re.sub(r"[^a-z0-9]+", "-", change) if options else "neds"
                 run = output / f"fold-{fold}" / f"{name}-{seed}"
-                if not (run / "metrics.json").exists():
-                    training = (*TRAINED_ON, *ALONE, *options)
-                    neds("pretrain", "--dataset", dataset, "--output", run, "--seed", seed, *training)
-                metrics = json.loads((run / "metrics.json").read_text())["mean"]
+                metrics = scores_of_training(dataset, run, seed, *options)
                 rows.append({"change": change, "fold": fold, "seed": seed, **metrics})
     return pd.DataFrame(rows)[["change", "fold", "seed", *METRICS]]
 

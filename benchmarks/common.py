@@ -31,6 +31,14 @@ def neds(command: str, *arguments: object) -> None:
     subprocess.run([sys.executable, script, *map(str, arguments)], check=True)
 
 
+def scores_of_training(dataset: Path, run: Path, seed: int, *options: object) -> dict[str, float]:
+    """Train on one session as `ALONE` says, with further options, where that is not done; its test metrics."""
+    if not (run / "metrics.json").exists():
+        where = ("--dataset", dataset, "--output", run, "--seed", seed)
+        neds("pretrain", *where, *TRAINED_ON, *ALONE, *options)
+    return json.loads((run / "metrics.json").read_text())["mean"]
+
+
 def scores_of_baseline(
     method: str, dataset: Path, output: Path, *options: object
 ) -> dict[str, dict[str, float]]:

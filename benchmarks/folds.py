@@ -11,7 +11,18 @@ import json
 from pathlib import Path
 
 import pandas as pd
-from common import ALONE, HERE, METRICS, RESULTS, TRAINED_ON, markdown, neds, scores_of_baseline, write_table
+from common import (
+    ALONE,
+    HERE,
+    METRICS,
+    RESULTS,
+    TRAINED_ON,
+    markdown,
+    neds,
+    scores_of_baseline,
+    scores_of_training,
+    write_table,
+)
 
 from neds_hf.training.sessions import open_recordings
 
@@ -39,10 +50,7 @@ def measure(recording: Path, output: Path, seeds: list[int]) -> pd.DataFrame:
         for method, (name, more) in NEDS.items():
             for seed in seeds:
                 run = output / f"fold-{fold}" / f"{name}-{seed}"
-                if not (run / "metrics.json").exists():
-                    training = (*TRAINED_ON, *ALONE, *more)
-                    neds("pretrain", "--dataset", dataset, "--output", run, "--seed", seed, *training)
-                metrics = json.loads((run / "metrics.json").read_text())["mean"]
+                metrics = scores_of_training(dataset, run, seed, *more)
                 rows.append({"method": method, "fold": fold, "seed": seed, **metrics})
         report = output / f"fold-{fold}" / "ensemble.json"
         runs = [output / f"fold-{fold}" / f"neds-{seed}" for seed in seeds]
