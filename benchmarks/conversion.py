@@ -26,7 +26,7 @@ from synthetic import write_session
 from neds_hf.data.alf import list_sessions, open_local, read_session
 from neds_hf.data.builder import BEHAVIORS, one_sources
 from neds_hf.data.schema import ConversionOptions
-from neds_hf.data.storage import PAGE_BYTES, convert
+from neds_hf.data.storage import convert, write_table
 
 BUILD = HERE.parent / "examples" / "build.py"
 WORKERS = 2
@@ -45,7 +45,7 @@ def hash_files(files: list[Path]) -> None:
 
 def write(tables: dict[Path, pa.Table]) -> None:
     for path, table in tables.items():
-        pq.write_table(table, path, compression="zstd", row_group_size=100, data_page_size=PAGE_BYTES)
+        write_table(path, table)
 
 
 def times_in_process(cache: Path, out: Path, rounds: int) -> dict[str, float]:
