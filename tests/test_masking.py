@@ -54,7 +54,8 @@ SOME = row(spikes="x..x", choice="x", wheel=".x..")
         (NO_WHEEL, "encoding", None, ("xxxx", "....", "...."), (True, True, False)),
         (NEITHER, "encoding", None, ("xxxx", "....", "...."), (True, False, False)),
         (BOTH, "decoding", None, ("....", "xxxx", "xxxx"), (True, True, True)),
-        (NO_WHEEL, "decoding", None, ("....", "xxxx", "...."), (True, True, False)),
+        (NO_WHEEL, "decoding", None, ("....", "xxxx", "xxxx"), (True, True, False)),
+        (NEITHER, "decoding", None, ("....", "xxxx", "xxxx"), (True, False, False)),
         (BOTH, "cross_modal", SOME, ("x..x", "xxxx", ".x.."), (True, True, True)),
         (NO_WHEEL, "cross_modal", SOME, ("x..x", "xxxx", "...."), (True, True, False)),
         # within one: random numbers below 0.5 in the second place take the spikes
@@ -206,20 +207,20 @@ def agrees(count, total, share):
     return binomtest(int(count), int(total), share).pvalue > 1e-4
 
 
-def test_what_is_missing_is_never_hidden_nor_attended(many):
+def test_what_is_missing_is_not_shown_and_hidden_in_decoding_only(many):
     _, available, hidden, attended = many
+    decoding = torch.stack([hidden[name].all(1) for name in available]).all(0) & ~hidden["spikes"].any(1)
     for name, has in available.items():
-        assert not hidden[name][~has].any()
         assert not attended[name][~has].any()
-        assert not (hidden[name].any(1) & ~attended[name]).any()
+        assert not hidden[name][~has & ~decoding].any()
+        assert not (hidden[name].any(1) & ~attended[name] & ~decoding).any()
 
 
 def test_schemes_are_drawn_by_their_weights(many):
     _, available, hidden, _ = many
     everything = torch.stack(list(available.values())).any(0)
     encoding = hidden["spikes"].all(1)
-    decoding = ~hidden["spikes"].any(1) & everything
-    decoding &= torch.stack([hidden[name].all(1) | ~has for name, has in available.items()]).all(0)
+    decoding = ~hidden["spikes"].any(1) & torch.stack([hidden[name].all(1) for name in available]).all(0)
     assert agrees(encoding.sum(), len(encoding), 1 / 4)
     assert agrees((encoding & everything).sum(), everything.sum(), 1 / 4)
     assert agrees(decoding[everything].sum(), everything.sum(), 2 / 4)

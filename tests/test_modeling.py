@@ -229,6 +229,17 @@ def test_decoding_does_not_see_the_behaviours(style):
 
 
 @styles
+def test_decoding_is_the_same_where_the_behaviours_are_missing(style):
+    """In a trial without some of them, and where none is given."""
+    model, batch, without, missing = make_model(style), make_batch(), make_batch(), make_batch()
+    missing["available"]["choice"][0] = missing["available"]["wheel_speed"][1] = False
+    del without["behaviors"], without["available"]
+    decoded = model(**batch, scheme="decoding")
+    for other in (missing, without):
+        assert_same(model(**other, scheme="decoding"), decoded, rtol=0, atol=0)
+
+
+@styles
 def test_hidden_bins_are_not_seen(style):
     """With tokens of five bins, one hidden bin hides its whole token."""
     model, batch, other = make_model(style), make_batch(), make_batch(seed=1)

@@ -3,7 +3,8 @@
 Four schemes, one drawn for each trial:
 
 - `encoding`: all spikes are hidden; all behaviours are shown, or in training one behaviour alone.
-- `decoding`: all behaviours are hidden.
+- `decoding`: all behaviours are hidden, whether or not the trial has them, so that what is decoded depends on the
+  spikes alone.
 - `within_modality`: random tokens of the spikes, or of the behaviours, are hidden and must be predicted from
   the rest of the same; the other is left out of attention (`config.within_modality_context` shows it).
 - `cross_modal`: random tokens of everything are hidden.
@@ -38,8 +39,8 @@ def sample_masks(
 
     Returns:
         `hidden`, modality to (B, T) bool, True where it is to be predicted, and `available` less the modalities
-        that the scheme leaves out of attention, with an entry for `spikes`. What is not available is never
-        hidden.
+        that the scheme leaves out of attention, with an entry for `spikes`. What is not available is hidden in
+        `decoding` only.
 
     Raises:
         ValueError: An unknown scheme, or random numbers missing.
@@ -87,7 +88,7 @@ def sample_masks(
     }
     hidden = {}
     for name in tokens:
-        mask = (whole[name][:, None] | (some[name][:, None] & random[name])) & kept[name][:, None]
+        mask = whole[name][:, None] | ((some[name] & kept[name])[:, None] & random[name])
         hidden[name] = mask.repeat_interleave(config.num_bins // tokens[name], 1)
     return hidden, kept
 

@@ -115,30 +115,19 @@ class NeuralDecodingPipeline(NEDSPipeline):
             counts = counts.reshape(num_bins, num_units)
         return {"trial": {"session": trial["session"], "spike_counts": counts, "behaviors": {}}}
 
-    def _decodable(self, session: dict) -> set[str]:
-        behaviors = self.processor.behaviors.items()
-        return {name for name, classes in behaviors if classes is not None or name in session["scaling"]}
-
     def _predict(self, inputs):
-        sessions = [self.processor.sessions[place] for place in inputs["session_index"].tolist()]
-        available = {
-            name: torch.tensor([name in self._decodable(session) for session in sessions], device=self.device)
-            for name in self.processor.behaviors
-        }
-        output = self.model(**{**inputs, "available": available}, scheme="decoding", return_loss=False)
+        output = self.model(**inputs, scheme="decoding", return_loss=False)
         return {"session_index": inputs["session_index"], **output.predictions}
 
     def postprocess(self, outputs) -> dict:
         session = self._session(outputs)
         result = {"session": session["session"]}
         for name, classes in self.processor.behaviors.items():
-            if name not in self._decodable(session):
-                continue
             values = outputs[name][0]
-            if classes is None:
-                result[name] = self.processor.unscale(session["session"], name, values.numpy())
-            else:
+            if classes is not None:
                 result[name] = dict(zip(classes, values.softmax(-1).tolist()))
+            elif name in session["scaling"]:
+                result[name] = self.processor.unscale(session["session"], name, values.numpy())
         return result
 
 

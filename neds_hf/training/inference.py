@@ -186,19 +186,12 @@ def predict(
         if task == "encoding":
             log_rates.append(translate(model, batch, task).log_rates.cpu())
             continue
-        # What is to be predicted need not have been recorded in these trials, only in training.
-        scaling = processor.session(session)["scaling"]
-        wanted = {name for name, classes in processor.behaviors.items() if classes or name in scaling}
-        batch["available"] = {
-            name: torch.full_like(there, name in wanted) for name, there in batch["available"].items()
-        }
-        output = translate(model, batch, task).predictions
-        decoded.append({name: output[name].cpu() for name in wanted})
+        decoded.append({name: values.cpu() for name, values in translate(model, batch, task).predictions.items()})
     if task == "encoding":
         return {"log_rates": torch.cat(log_rates).numpy()}
-    predictions = {}
+    predictions, scaling = {}, processor.session(session)["scaling"]
     for name, classes in processor.behaviors.items():
-        if name in decoded[0]:
+        if classes or name in scaling:
             values = torch.cat([output[name] for output in decoded])
             predictions[name] = (
                 values.softmax(-1).numpy() if classes else processor.unscale(session, name, values.numpy())
