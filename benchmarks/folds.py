@@ -31,8 +31,18 @@ CSV = HERE / "folds.csv"
 BASELINES = ("linear", "reduced_rank", "poisson_glm")
 ONE_TASK = ("neds_encoding", "neds_decoding")  # the paper's ablation
 # Name to that of the folders of its runs, and further options of its training.
-NEDS = {"NEDS": ("neds", ()), "NEDS, in bf16": ("neds-bf16", ("--bf16",))}
-ENSEMBLE = "NEDS, seeds averaged"
+ROOTS = ("--set", "stabilized_counts=true", "label_smoothing=0.2")
+NEDS = {
+    "NEDS": ("neds", ()),
+    "NEDS, in bf16": ("neds-bf16", ("--bf16",)),
+    "NEDS, roots and smoothed labels": ("neds-roots", ROOTS),
+}
+# Name to that of the models whose predictions are averaged.
+ENSEMBLES = {
+    "NEDS, seeds averaged": "NEDS",
+    "NEDS, roots and smoothed labels, seeds averaged": "NEDS, roots and smoothed labels",
+}
+COMPARED = ("NEDS", "NEDS, roots and smoothed labels", *ENSEMBLES)  # with the best baseline
 
 
 def measure(recording: Path, output: Path, seeds: list[int]) -> pd.DataFrame:
@@ -52,12 +62,14 @@ def measure(recording: Path, output: Path, seeds: list[int]) -> pd.DataFrame:
                 run = output / f"fold-{fold}" / f"{name}-{seed}"
                 metrics = scores_of_training(dataset, run, seed, *more)
                 rows.append({"method": method, "fold": fold, "seed": seed, **metrics})
-        report = output / f"fold-{fold}" / "ensemble.json"
-        runs = [output / f"fold-{fold}" / f"neds-{seed}" for seed in seeds]
-        if not report.exists():
-            neds("evaluate", "--dataset", dataset, "--output", report, "--model", *runs)
-        metrics = json.loads(report.read_text())["mean"]
-        rows.append({"method": ENSEMBLE, "fold": fold, "seed": len(seeds), **metrics})
+        for method, averaged in ENSEMBLES.items():
+            name = NEDS[averaged][0]
+            report = output / f"fold-{fold}" / f"{name}-averaged.json"
+            runs = [output / f"fold-{fold}" / f"{name}-{seed}" for seed in seeds]
+            if not report.exists():
+                neds("evaluate", "--dataset", dataset, "--output", report, "--model", *runs)
+            metrics = json.loads(report.read_text())["mean"]
+            rows.append({"method": method, "fold": fold, "seed": len(seeds), **metrics})
     return pd.DataFrame(rows)[["method", "fold", "seed", *METRICS]]
 
 
@@ -65,9 +77,9 @@ def table(results: pd.DataFrame) -> str:
     """Mean ± standard error over folds, of each fold the mean over seeds; then NEDS, one seed and several
     averaged, less the best baseline of each column, fold by fold."""
     folds = results.drop(columns="seed").groupby(["method", "fold"]).mean()
-    shown = {method: folds.loc[method] for method in (*BASELINES, *ONE_TASK, *NEDS, ENSEMBLE)}
+    shown = {method: folds.loc[method] for method in (*BASELINES, *ONE_TASK, *NEDS, *ENSEMBLES)}
     best = {m: max(BASELINES, key=lambda method: shown[method][m].fillna(-1).mean()) for m in METRICS}
-    for method in ("NEDS", ENSEMBLE):
+    for method in COMPARED:
         differences = {m: shown[method][m] - shown[best[m]][m] for m in METRICS}
         shown[f"{method} − best baseline"] = pd.DataFrame(differences)
     texts = {name: [estimate(values[m]) for m in METRICS] for name, values in shown.items()}

@@ -78,6 +78,7 @@ def test_settings_of_the_training_reach_the_model_and_its_folder(
         "masks_per": "batch",
         "loss": "published",
         "loss_weights": {"spikes": 2.5},
+        "label_smoothing": 0.1,
         "hidden_dropout": 0.15,
         "attention_dropout": 0.25,
         "unit_dropout": 0.35,

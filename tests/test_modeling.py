@@ -14,7 +14,7 @@ BINS = 10
 UNITS = {"a": 7, "b": 12}
 # One token a bin and categorical behaviour tokens a bin, as in the paper; several bins and one token; and the
 # latter with units read in by their readout rows, which is what the `tiny` preset does. `mlp` is the published
-# code's; `smooth` reads spikes smoothed.
+# code's; `smooth` reads spikes smoothed, `stabilized` then takes roots.
 STYLES = {
     "paper": {"bins_per_token": 1, "categorical_tokens": "bin"},
     "tiny": {"bins_per_token": 5, "categorical_tokens": "trial"},
@@ -27,7 +27,9 @@ STYLES = {
         "spike_smoothing": 1.5,
     },
 }
-TOKENS = {"paper": 5 * BINS, "mlp": 5 * BINS, "smooth": 3 * 5 + 2, "tiny": 3 * 2 + 2, "tied": 3 * 2 + 2}
+STYLES["stabilized"] = {**STYLES["smooth"], "stabilized_counts": True}
+TOKENS = {"paper": 5 * BINS, "mlp": 5 * BINS, "tiny": 3 * 2 + 2, "tied": 3 * 2 + 2}
+TOKENS |= dict.fromkeys(("smooth", "stabilized"), 3 * 5 + 2)
 CONTINUOUS = ("wheel_speed", "whisker_motion_energy")
 
 
@@ -652,6 +654,7 @@ GOLDEN = {
     "tied": (9.101213, 22.217579),
     "mlp": (5.365993, 10.613115),
     "smooth": (6.314084, 40.605148),
+    "stabilized": (6.341176, 40.523563),
 }
 
 
@@ -791,6 +794,35 @@ def test_tied_units_enter_as_the_gradient_of_the_likelihood_that_their_readout_s
     handle.remove()
     torch.testing.assert_close(seen[0][0], latent.grad, rtol=1e-4, atol=1e-4)
     assert not hasattr(model, "unit_embedding")
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 1.2])
+def test_stabilized_counts_are_roots_less_that_of_their_mean(smoothing):
+    model = make_model("tied", bins_per_token=1, spike_smoothing=smoothing, stabilized_counts=True)
+    batch = make_batch([1])
+    rows, seen = model.unit_rows("b"), []
+    model.spike_patch.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    with torch.no_grad():
+        model(**batch, return_loss=False)
+        counts = batch["spike_counts"][0].double().numpy()
+        means = model.unit_bias.weight[rows, 0].double().exp().numpy()
+        weights = model.unit_readout.weight[rows].numpy()
+    counts = smoothed(counts, smoothing, axis=0) if smoothing else counts
+    expected = 2 * np.sqrt(means + 0.05) * (np.sqrt(counts + 0.05) - np.sqrt(means + 0.05))
+    np.testing.assert_allclose(seen[0][0], expected @ weights, rtol=1e-4, atol=1e-5)
+
+
+def test_labels_are_smoothed_in_training_only():
+    batch = make_batch([0])
+    hidden = hide(batch, "choice")
+    sharp, smooth = make_model(hidden_dropout=0), make_model(hidden_dropout=0, label_smoothing=0.3)
+    same = [model.eval()(**batch, hidden=hidden) for model in (sharp, smooth)]
+    assert same[0].losses["choice"] == same[1].losses["choice"]
+    trained = smooth.train()(**batch, hidden=hidden)
+    log_probabilities = trained.predictions["choice"].log_softmax(-1)[0]
+    target = torch.full_like(log_probabilities, 0.3 / 2)
+    target[batch["behaviors"]["choice"][0]] += 0.7
+    torch.testing.assert_close(trained.losses["choice"], -(target * log_probabilities).sum())
 
 
 @pytest.mark.parametrize("tied", [False, True])

@@ -43,8 +43,12 @@ def test_table_of_folds_is_over_means_of_seeds_and_paired(scripts):
         ("NEDS", 1, 0, 0.5, 0.5),
         ("NEDS, in bf16", 0, 0, 0.2, 0.2),
         ("NEDS, in bf16", 1, 0, 0.2, 0.2),
+        ("NEDS, roots and smoothed labels", 0, 0, 0.2, 0.2),
+        ("NEDS, roots and smoothed labels", 1, 0, 0.2, 0.2),
         ("NEDS, seeds averaged", 0, 2, 0.4, 0.4),
         ("NEDS, seeds averaged", 1, 2, 0.4, 0.4),
+        ("NEDS, roots and smoothed labels, seeds averaged", 0, 2, 0.3, 0.3),
+        ("NEDS, roots and smoothed labels, seeds averaged", 1, 2, 0.3, 0.3),
     ]
     metrics = list(scripts["folds"].METRICS)
     rows = [
@@ -55,11 +59,13 @@ def test_table_of_folds_is_over_means_of_seeds_and_paired(scripts):
     assert lines[0].startswith("| | bits/spike | wheel R²")
     assert lines[2].startswith("| linear | 0.200 ± 0.100 |")
     assert lines[4].startswith("| poisson_glm | 0.200 ± 0.000 |  |")
-    assert lines[7].startswith("| NEDS | 0.350 ± 0.150 |")
-    assert lines[8].startswith("| NEDS, in bf16 | 0.200 ± 0.000 |")
-    assert lines[9].startswith("| NEDS, seeds averaged | 0.400 ± 0.000 |")
-    assert lines[10].startswith("| NEDS − best baseline | 0.150 ± 0.050 | 0.150 ± 0.050 |")
-    assert lines[11].startswith("| NEDS, seeds averaged − best baseline | 0.200 ± 0.100 | 0.200 ± 0.100 |")
+    cells = {line.split(" | ")[0]: line.split(" | ")[1:3] for line in lines}
+    assert cells["| NEDS"][0] == "0.350 ± 0.150"
+    assert cells["| NEDS, in bf16"][0] == "0.200 ± 0.000"
+    assert cells["| NEDS, seeds averaged"][0] == "0.400 ± 0.000"
+    assert cells["| NEDS − best baseline"] == ["0.150 ± 0.050", "0.150 ± 0.050"]
+    assert cells["| NEDS, seeds averaged − best baseline"] == ["0.200 ± 0.100", "0.200 ± 0.100"]
+    assert cells["| NEDS, roots and smoothed labels − best baseline"] == ["0.000 ± 0.100", "0.000 ± 0.100"]
 
 
 def test_table_of_transfer_has_sessions_and_their_mean(scripts):

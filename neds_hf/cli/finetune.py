@@ -30,6 +30,7 @@ SETTABLE = (
     "masks_per",
     "loss",
     "loss_weights",
+    "label_smoothing",
     "hidden_dropout",
     "attention_dropout",
     "unit_dropout",

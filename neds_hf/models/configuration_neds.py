@@ -141,6 +141,9 @@ class NEDSConfig(Checkpoint, PreTrainedConfig):
     tied_units (`bool`, defaults to `False`):
         Read spikes in by the rows of the readout, instead of rows of their own (paper): what encoding learns of
         a unit then serves decoding, and a unit has half the parameters.
+    stabilized_counts (`bool`, defaults to `False`):
+        With `tied_units`: even out the variance of the counts that are read in, by their square root, after they
+        are smoothed. Rows of their own read roots in any case.
     temporal_embedding (`bool`, defaults to `True`):
         Learned embedding of the token's place in the trial, for every modality, beside the rotary one.
     rope_theta (`float`, defaults to 10000.0):
@@ -162,6 +165,8 @@ class NEDSConfig(Checkpoint, PreTrainedConfig):
         of the batch.
     loss_weights (`dict[str, float]`, *optional*):
         Weight of a modality's loss in the total; 1 where not named.
+    label_smoothing (`float`, defaults to 0.0):
+        Share of its probability that the class to be predicted gives, in training, to all classes evenly.
     initial_mean_count (`float`, defaults to 0.1):
         Expected spikes a bin that the readout of a new unit starts from when its own mean is not given.
     """
@@ -195,6 +200,7 @@ class NEDSConfig(Checkpoint, PreTrainedConfig):
     spike_smoothing: float | int = 0.0
     prediction_smoothing: float | int = 0.0
     tied_units: bool = False
+    stabilized_counts: bool = False
     temporal_embedding: bool = True
     rope_theta: float | int = 10000.0
     layer_norm_eps: float = 1e-5
@@ -205,6 +211,7 @@ class NEDSConfig(Checkpoint, PreTrainedConfig):
     masks_per: str = "trial"
     loss: str = "per_trial"
     loss_weights: dict | None = None
+    label_smoothing: float | int = 0.0
     initial_mean_count: float = 0.1
 
     def __post_init__(self, **kwargs):
@@ -237,7 +244,7 @@ class NEDSConfig(Checkpoint, PreTrainedConfig):
                 raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
         if min(self.unit_counts, default=1) < 1:
             raise ValueError(f"unit_counts must be positive, not {min(self.unit_counts)}")
-        for name in ("hidden_dropout", "attention_dropout", "unit_dropout", "mask_ratio"):
+        for name in ("hidden_dropout", "attention_dropout", "unit_dropout", "mask_ratio", "label_smoothing"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 0 and below 1, not {getattr(self, name)}")
         if not 0 <= self.single_behavior_probability <= 1:

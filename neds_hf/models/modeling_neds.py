@@ -67,6 +67,15 @@ def gaussian_smooth(values: torch.Tensor, std: float) -> torch.Tensor:
     return (kernel / kernel.sum(1, keepdim=True)).to(values.dtype) @ values
 
 
+def stabilized(deviations: torch.Tensor, means: torch.Tensor, offset: float = 0.05) -> torch.Tensor:
+    """Deviations y - μ of counts from their means, with a more even variance: 2√(μ + c) (√(y + c) - √(μ + c)).
+
+    That is y - μ where it is small; the `offset` c keeps the slope finite where counts are zero.
+    """
+    root = (means + offset).sqrt()
+    return deviations * 2 * root / (root + ((means + deviations).clamp(min=0) + offset).sqrt())
+
+
 def drop(values: torch.Tensor, share: float) -> torch.Tensor:
     """Dropout in training: zero for a share of the values, the others larger for it.
 
@@ -613,14 +622,17 @@ class NEDSModel(Checkpoint, PreTrainedModel):
             # What a unit says beyond its mean rate: with its readout row as weights, the sum over units is the
             # gradient of the Poisson log-likelihood with respect to the token that the readout sees.
             weights = self.unit_readout(rows)
-            counts = counts - self.unit_bias(rows).transpose(1, 2).exp() * unit_mask[:, None]
+            means = self.unit_bias(rows).transpose(1, 2).exp() * unit_mask[:, None]
+            counts = counts - means
         else:
             weights = self.unit_embedding(rows)
             counts = counts.sqrt()  # evens out the variance of Poisson counts
-        if self.training and config.unit_dropout:
-            counts = counts * F.dropout(torch.ones_like(counts[:, :1]), config.unit_dropout)
         if config.spike_smoothing:
             counts = self._smoothed(counts, hidden_tokens.get("spikes"))
+        if config.tied_units and config.stabilized_counts:
+            counts = stabilized(counts, means)
+        if self.training and config.unit_dropout:
+            counts = counts * F.dropout(torch.ones_like(counts[:, :1]), config.unit_dropout)
         spikes = counts @ weights
         if config.tokenizer == "mlp":
             spikes = F.softsign(spikes + self.session_spike_bias(session_index)[:, None])
@@ -736,14 +748,14 @@ class NEDSModel(Checkpoint, PreTrainedModel):
                 losses[name] = (error.sum(1) / mask.sum(1).clamp(min=1)).mean()
         return losses
 
-    @staticmethod
-    def _cross_entropy(logits, target, mask):
+    def _cross_entropy(self, logits, target, mask):
         """(B,), of class indices or of probabilities; finite whatever they are where `mask` is False."""
         if target.dim() == 1:
             target = target.masked_fill(~mask, 0).long()
         else:
             target = target.to(logits.dtype).masked_fill(~mask[:, None], 0.0)
-        return F.cross_entropy(logits, target, reduction="none")
+        smoothing = self.config.label_smoothing if self.training else 0.0
+        return F.cross_entropy(logits, target, reduction="none", label_smoothing=smoothing)
 
     def _published_losses(
         self, log_rates, predictions, spike_counts, unit_mask, behaviors, available, hidden
