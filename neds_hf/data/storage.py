@@ -332,9 +332,8 @@ def _convert_session(
     file, writing = f"{source.session}.parquet", []
     (out / "sessions" / file).unlink(missing_ok=True)
     try:
-        with ThreadPoolExecutor(
-            2
-        ) as pool:  # Arrow lets go of Python's lock; training trials take one of the two
+        # Arrow lets go of Python's lock; training trials take one of the two threads.
+        with ThreadPoolExecutor(2) as pool:
             for folder, table in session_tables(source.read(), source.fingerprint, options, behaviors):
                 if folder == "sessions":
                     _wait_for(writing)

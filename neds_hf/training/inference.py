@@ -186,9 +186,8 @@ def predict(
         if task == "encoding":
             log_rates.append(translate(model, batch, task).log_rates.cpu())
             continue
-        decoded.append(
-            {name: values.cpu() for name, values in translate(model, batch, task).predictions.items()}
-        )
+        predictions = translate(model, batch, task).predictions
+        decoded.append({name: values.cpu() for name, values in predictions.items()})
     if task == "encoding":
         return {"log_rates": torch.cat(log_rates).numpy()}
     predictions, scaling = {}, processor.session(session)["scaling"]
