@@ -237,6 +237,15 @@ def test_raster_draws_regions_too_small_for_a_name_together():
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["VISa", "other"]
 
 
+def test_colour_bar_of_rates_names_each_rate_at_its_own_height():
+    """Above the highest of 36.5 Hz as well: what lies there is not drawn, and not drawn over the label below."""
+    rates_hz = np.linspace(0, 36.5, 300).reshape(3, 100)
+    figure = figures.raster_with_rates(np.zeros((3, 100)), rates_hz, TIMES_S, np.array(["PO"] * 100))
+    bar = figure.axes[2]
+    heights = bar.transData.transform([(0, rate) for rate in bar.get_yticks()])[:, 1]
+    assert bar.get_yticks()[-1] > 36.5 and np.diff(heights).min() > 10
+
+
 def test_psths_are_averages_in_hertz_by_condition(tmp_path):
     counts = np.zeros((3, 3, 2), np.uint8)
     counts[0, 1, 0] = 1

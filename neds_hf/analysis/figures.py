@@ -89,7 +89,7 @@ def raster_with_rates(
         cmap="viridis",
         extent=(times_s[0] - half_bin, times_s[-1] + half_bin, -0.5, num_units - 0.5),
         # A few units fire ten times as much as most: a square root keeps both in sight.
-        norm=PowerNorm(0.5, vmin=0, vmax=max(float(np.percentile(rates_hz, 99.5)), 1e-3), clip=True),
+        norm=PowerNorm(0.5, vmin=0, vmax=max(float(np.percentile(rates_hz, 99.5)), 1e-3)),
     )
     figure.colorbar(shown, ax=image, label="predicted rate (Hz)", extend="max", extendfrac=0.02, aspect=30)
     for panel, title in ((raster, "spikes"), (image, "predicted rates")):
