@@ -30,8 +30,8 @@ NUM_FOLDS = 5
 CSV = HERE / "folds.csv"
 BASELINES = ("linear", "reduced_rank", "poisson_glm")
 ONE_TASK = ("neds_encoding", "neds_decoding")  # the paper's ablation
-# Name to that of the folders of its runs, and further options of its training.
 ROOTS = ("--set", "stabilized_counts=true", "label_smoothing=0.2")
+# Name to that of the folders of its runs, and further options of its training.
 NEDS = {
     "NEDS": ("neds", ()),
     "NEDS, in bf16": ("neds-bf16", ("--bf16",)),

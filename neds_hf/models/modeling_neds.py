@@ -68,9 +68,11 @@ def gaussian_smooth(values: torch.Tensor, std: float) -> torch.Tensor:
 
 
 def stabilized(deviations: torch.Tensor, means: torch.Tensor, offset: float = 0.05) -> torch.Tensor:
-    """Deviations y - μ of counts from their means, with a more even variance: 2√(μ + c) (√(y + c) - √(μ + c)).
+    """Deviations y - μ (B, T, N) of counts from their means μ (B, 1, N), spikes a bin, with a more even variance.
 
-    That is y - μ where it is small; the `offset` c keeps the slope finite where counts are zero.
+    A root evens out the variance of Poisson counts (Anscombe, Biometrika 1948): 2√(μ + c) (√(y + c) - √(μ + c)),
+    which is y - μ where that is small. The `offset` c keeps the slope finite where counts are zero. Computed
+    without the difference of the roots, which would lose digits in bf16.
     """
     root = (means + offset).sqrt()
     return deviations * 2 * root / (root + ((means + deviations).clamp(min=0) + offset).sqrt())
