@@ -250,6 +250,22 @@ def test_a_model_saved_without_a_run_gets_a_card_without_claims(model_folder, tm
         write_model_card(tmp_path / "bare")
 
 
+def test_a_card_unscales_what_its_first_session_has(model):
+    processor = json.loads((model / "processor_config.json").read_text())
+    del processor["sessions"][0]["scaling"]["wheel_speed"]
+    (model / "processor_config.json").write_text(json.dumps(processor))
+    write_model_card(model)
+    text = (model / "README.md").read_text()
+    assert 'processor.unscale("ann", "whisker_motion_energy"' in text and '"wheel_speed"' not in text
+
+
+def test_a_model_without_sessions_has_no_card(model):
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"session_ids": [], "unit_counts": []}))
+    with pytest.raises(NEDSError, match="the model has no sessions"):
+        write_model_card(model)
+
+
 def test_a_converted_model_names_its_source_and_the_ranges_that_it_lacks(model):
     (model / "run.json").unlink()
     (model / "metrics.json").unlink()

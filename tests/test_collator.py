@@ -82,6 +82,27 @@ def test_a_batch_equals_the_rows_of_the_table(collate, dataset):
     }
 
 
+@pytest.mark.parametrize("form", ["torch", "numpy", "pandas"])
+def test_rows_in_any_format_of_datasets(form):
+    formatted = make_dataset().with_format(form)
+    rows = [formatted[index] for index in range(3)]
+    if form == "pandas":
+        rows = [row.to_dict("records")[0] for row in rows]
+    batch, expected = NEDSCollator(make_processor())(rows), collate_rows(make_dataset(), range(3))
+    assert batch["available"]["choice"].tolist() == [True, True, False]
+    assert batch["available"]["wheel"].tolist() == [True, False, True]
+    for name in ("choice", "wheel"):
+        assert torch.equal(batch["behaviors"][name], expected["behaviors"][name])
+    assert torch.equal(batch["spike_counts"], expected["spike_counts"])
+
+
+def test_rows_need_not_have_the_same_columns():
+    rows = [dict(row) for row in make_dataset()]
+    del rows[0]["wheel"]
+    batch = NEDSCollator(make_processor())(rows)
+    assert batch["available"]["wheel"].tolist() == [False, False, True]
+
+
 @ways
 def test_a_batch_in_which_a_behaviour_is_missing_everywhere(collate):
     missing = [(*row[:4], None, None) for row in ROWS]

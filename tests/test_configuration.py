@@ -89,6 +89,9 @@ def test_tokens_per_trial_follow_bins_and_categorical_tokens():
         ({"modalities": MODALITIES[1:]}, "modalities must be 'spikes' and then distinct behaviours"),
         ({"modalities": MODALITIES[:1]}, "modalities must be 'spikes' and then distinct behaviours"),
         ({"modalities": [*MODALITIES, MODALITIES[1]]}, "modalities must be 'spikes' and then distinct"),
+        ({"modalities": [*MODALITIES, {"name": "paw.x", "kind": "continuous"}]}, "cannot be named 'paw.x'"),
+        ({"modalities": [*MODALITIES, {"name": "type", "kind": "continuous"}]}, "cannot be named 'type'"),
+        ({"modalities": [*MODALITIES, {"name": "training", "kind": "continuous"}]}, "named 'training'"),
         ({"modalities": [*MODALITIES, {"name": "x", "kind": "spikes"}]}, "modality 'x' has kind 'spikes'"),
         ({"modalities": [*MODALITIES, {"name": "x"}]}, "modality 'x' has kind None"),
         (
@@ -135,6 +138,11 @@ def test_a_configuration_that_cannot_be_is_refused_by_the_name_of_the_field(opti
 def test_presets_have_the_size_that_the_paper_gives(preset, millions):
     model = NEDSModel(NEDSConfig.from_preset(preset, session_ids=["a"], unit_counts=[10]))
     assert round(sum(weight.numel() for weight in model.encoder.parameters()) / 1e6) == millions
+
+
+def test_configurations_do_not_share_their_classes():
+    NEDSConfig().modalities[1]["classes"].append("nogo")
+    assert NEDSConfig().modalities[1]["classes"] == ["right", "left"]
 
 
 def test_from_preset_takes_options_over_those_of_the_preset():

@@ -221,6 +221,8 @@ def test_load_finds_a_folder_then_one_in_the_cache(folder, tmp_path, monkeypatch
     monkeypatch.delenv("NEDS_HF_ORGANISATION", raising=False)
     monkeypatch.chdir(folder.parent)
     assert neds_hf.load("neds-ibl")[1].session_ids == neds_hf.load(folder)[1].session_ids == ["ann"]
+    with pytest.raises(NEDSError, match="revision v2 is of the Hub, but neds-ibl is the folder neds-ibl"):
+        neds_hf.load("neds-ibl", revision="v2")
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("NEDS_HF_HOME", str(tmp_path / "mine"))

@@ -737,6 +737,17 @@ def test_new_animals_survive_saving(tmp_path):
     assert loaded.unit_rows("d") == slice(22, 24) and loaded.unit_embedding.weight.shape == (24, 32)
 
 
+def test_models_of_one_configuration_are_given_new_animals_on_their_own(tmp_path):
+    config = make_config()
+    one, other = NEDSModel(config), NEDSModel(config)
+    one.add_sessions({"c": np.int32(3)})
+    assert one.config.unit_counts == [7, 12, 3]
+    assert other.config.unit_counts == config.unit_counts == [7, 12]
+    for model in (one, other):
+        model.save_pretrained(tmp_path)
+        assert NEDSModel.from_pretrained(tmp_path).config.unit_counts == model.config.unit_counts
+
+
 def test_weights_that_a_checkpoint_lacks_are_drawn_not_garbage(tmp_path):
     model = make_model(temporal_embedding=False)
     model.save_pretrained(tmp_path)
@@ -935,6 +946,10 @@ def changed(**inputs):
         (changed(hidden={"wheel": torch.ones(3)}), r"modalities \['wheel'\] are not among"),
         (changed(hidden={"spikes": torch.ones(3, 2)}), r"hidden spikes is \(3, 2\), expected \(3, 10\)"),
         (changed(scheme="all"), "no masking scheme 'all'"),
+        (
+            changed(session_index=torch.tensor([0, 2, 1])),
+            "session_index goes up to 2, but this model has 2 sessions",
+        ),
     ],
 )
 def test_inputs_that_do_not_fit_are_refused(inputs, message):

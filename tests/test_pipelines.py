@@ -156,10 +156,39 @@ def test_a_trial_that_does_not_fit_is_said_so(pipelines, trials, task, change, m
         pipelines[task]([trials[0], {**trials[0], **change}], batch_size=batch_size)
 
 
-def test_whiskers_of_a_session_without_them_in_training_cannot_be_encoded_from(pipelines, trials):
+def test_whiskers_of_a_session_without_them_in_training_are_not_encoded_from(pipelines, trials):
+    encode = pipelines["neural-encoding"]
     row = next(row for row in trials if row["session"] == "bob")
-    with pytest.raises(ValueError, match="session 'bob' had no whisker_motion_energy to train on"):
-        pipelines["neural-encoding"]({**row, "whisker_motion_energy": [1.0] * 20})
+    assert_same([encode({**row, "whisker_motion_energy": [1.0] * 20})], [encode(row)])
+    with pytest.raises(
+        ValueError, match="a trial of session 'bob' has none of the behaviours to encode from"
+    ):
+        encode({"session": "bob", "whisker_motion_energy": [1.0] * 20})
+
+
+def test_nan_is_missing_and_a_wheel_of_minus_one_is_not(pipelines, trials):
+    encode, row = pipelines["neural-encoding"], trials[0]
+    without = {name: value for name, value in row.items() if name not in ("choice", "wheel_speed")}
+    assert_same([encode({**row, "choice": np.nan, "wheel_speed": np.nan})], [encode(without)])
+    assert encode({"session": "ann", "wheel_speed": -np.ones(20)})["rates_hz"].shape == (20, 5)
+
+
+def test_a_model_in_training_predicts_without_dropout(pipelines, trials, model_folder):
+    model = AutoModel.from_pretrained(model_folder)
+    model.config.unit_dropout = 0.5
+    pipe = pipeline(
+        "neural-decoding", model=model.train(), processor=AutoProcessor.from_pretrained(model_folder)
+    )
+    assert_same(pipe(trials), pipelines["neural-decoding"](trials))
+
+
+def test_a_processor_of_other_sessions_is_refused(model_folder):
+    model, processor = (kind.from_pretrained(model_folder) for kind in (AutoModel, AutoProcessor))
+    processor.sessions.reverse()
+    with pytest.raises(
+        ValueError, match=r"the processor has the sessions \['bob', 'ann'\], the model \['ann', 'bob'\]"
+    ):
+        pipeline("neural-encoding", model=model, processor=processor)
 
 
 def test_an_option_that_does_not_exist_is_refused(pipelines, trials):

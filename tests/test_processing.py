@@ -185,7 +185,6 @@ def test_whole_numbers_of_any_type_are_counts():
         ("z", COUNTS[:1], {"choice": np.array([2])}, r"choice has classes \[2\], but only 2 classes"),
         ("z", COUNTS[:1], {"choice": np.array([-2])}, r"choice has classes \[-2\]"),
         ("z", COUNTS[:1], {"choice": np.array([0.5])}, r"choice has classes \[0.5\]"),
-        ("a", COUNTS[1:], {"wheel": np.ones((1, 2))}, "session 'a' had no wheel to train on"),
     ],
 )
 def test_inputs_that_do_not_fit_are_refused(sessions, counts, behaviors, message):
@@ -209,6 +208,22 @@ def test_sessions_without_usable_statistics_are_refused(session, counts, behavio
     with pytest.raises(ValueError, match=message):
         processor.add_session(session, ["0", "1"], counts, behaviors)
     assert processor.session_ids == ["z", "a"]
+
+
+def test_a_behaviour_that_a_session_did_not_have_in_training_is_missing():
+    behaviors = {"wheel": np.ones((2, 2)), "choice": [0, 1]}
+    inputs = make_processor()(["z", "a"], [np.ones((2, 2)), np.ones((2, 3))], behaviors)
+    assert inputs["available"]["wheel"].tolist() == [True, False]
+    assert inputs["available"]["choice"].tolist() == [True, True]
+    assert inputs["behaviors"]["wheel"].tolist() == [[-1.0, -1.0], [0.0, 0.0]]
+
+
+def test_numbers_of_numpy_and_tensors_can_be_saved(tmp_path):
+    processor = NEDSProcessor(MODALITIES, num_bins=np.int64(3), bin_size_s=np.float32(0.5))
+    processor.add_session("z", ["0"], torch.ones(4, 3, 1, dtype=torch.uint8), {})
+    processor.save_pretrained(tmp_path)
+    saved = NEDSProcessor.from_pretrained(tmp_path)
+    assert (saved.num_bins, saved.bin_size_s, saved.mean_counts("z").tolist()) == (3, 0.5, [1.0])
 
 
 def test_scales_that_are_not_known_are_not_made_up():

@@ -24,7 +24,7 @@ def write_model_card(folder: Path) -> None:
     (what it was trained on), `metrics.json` (of the test trials), files of `neds evaluate`, and `conversion.json`.
 
     Raises:
-        NEDSError: There is no model in the folder.
+        NEDSError: There is no model in the folder, or it has no sessions.
     """
     folder = Path(folder)
     files = {file.name: json.loads(file.read_text()) for file in sorted(folder.glob("*.json"))}
@@ -32,6 +32,8 @@ def write_model_card(folder: Path) -> None:
         if needed not in files:
             raise NEDSError(f"{folder} is no model folder: it has no {needed}")
     config, conversion = files["config.json"], files.get("conversion.json")
+    if not config.get("session_ids"):
+        raise NEDSError(f"{folder}: the model has no sessions, and nothing to say of what it predicts")
     run = files.get("run.json", {})
     data = run.get("data", {"origins": {}, "license": "unknown", "hub_id": None})
     base = run.get("base")

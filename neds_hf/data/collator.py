@@ -40,7 +40,8 @@ class NEDSCollator:
         processor: Knows the sessions and scales the behaviours.
 
     Raises:
-        NEDSError: On a batch that does not fit the processor: session, number of units, bins or classes.
+        NEDSError: On a batch that does not fit the processor: session, number of units, bins, or a class that does
+            not exist.
     """
 
     def __init__(self, processor: NEDSProcessor):
@@ -48,7 +49,8 @@ class NEDSCollator:
 
     def __call__(self, rows: pa.Table | list[dict]) -> dict:
         if not isinstance(rows, pa.Table):
-            rows = pa.Table.from_pylist([dict(row) for row in rows])
+            names = dict.fromkeys(name for row in rows for name in row)  # not all rows have the same
+            rows = pa.Table.from_pylist([{name: _plain(row.get(name)) for name in names} for row in rows])
         counts = flat_values(one_array(rows["spike_counts"]))
         num_units = rows["num_units"].to_numpy()
         num_bins = self.processor.num_bins
@@ -73,3 +75,10 @@ class NEDSCollator:
             return dict(self.processor(rows["session"].to_pylist(), spike_counts, behaviors))
         except ValueError as error:  # the processor also serves where there is no NEDSError
             raise NEDSError(str(error)) from error
+
+
+def _plain(value):
+    """What Arrow takes, of what a row holds in any format of datasets or pandas."""
+    if isinstance(value, torch.Tensor):
+        value = value.numpy() if value.ndim else value.item()
+    return None if isinstance(value, float | np.floating) and np.isnan(value) else value

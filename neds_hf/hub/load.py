@@ -22,11 +22,13 @@ def load(name: str | Path, revision: str | None = None) -> tuple[NEDSModel, NEDS
         revision: Branch, tag or commit on the Hub.
 
     Raises:
-        NEDSError: There is no such model, or it is no NEDS model.
+        NEDSError: There is no such model, it is no NEDS model, or a folder comes before the Hub's revision.
     """
     cache = Path(os.environ.get("NEDS_HF_HOME", "~/.cache/neds_hf")).expanduser()
     for folder in (Path(name), cache / name):
         if folder.is_dir():
+            if revision is not None:
+                raise NEDSError(f"revision {revision} is of the Hub, but {name} is the folder {folder}")
             return load_model(str(folder))
     organisation = os.environ.get("NEDS_HF_ORGANISATION")
     repository = f"{organisation}/{name}" if organisation and "/" not in str(name) else str(name)

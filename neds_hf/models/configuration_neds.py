@@ -1,9 +1,11 @@
 """Configuration of NEDS (Zhang, Wang et al., ICML 2025, arXiv 2504.08201)."""
 
+import copy
 import os
 from typing import ClassVar
 
 from huggingface_hub.dataclasses import strict
+from torch import nn
 from transformers.configuration_utils import PreTrainedConfig
 
 KINDS = ("spikes", "continuous", "categorical")
@@ -98,6 +100,15 @@ class Checkpoint:
         if source is not None and "/" not in str(source) and not os.path.exists(source):
             raise OSError(f"there is no folder {str(source)!r}; {CHECKPOINTS}")
         return super().from_pretrained(source, *args, **kwargs)
+
+
+# Why `usable_name` says no.
+UNUSABLE_NAME = "with a dot, or as a part of torch's modules is named, no weights can be"
+
+
+def usable_name(behavior: str) -> bool:
+    """Whether a behaviour may be named so: weights are named by it."""
+    return "." not in behavior and not hasattr(nn.ModuleDict(), behavior)
 
 
 def _custom_pipelines() -> dict[str, dict]:
@@ -218,7 +229,7 @@ class NEDSConfig(Checkpoint, PreTrainedConfig):
         kwargs.pop("custom_pipelines", None)  # the property below
         self.session_ids = list(self.session_ids)
         self.unit_counts = list(self.unit_counts)
-        self.modalities = [dict(modality) for modality in self.modalities]
+        self.modalities = copy.deepcopy(list(self.modalities))
         self.scheme_weights = self.scheme_weights or dict.fromkeys(SCHEMES, 1.0)
         self.loss_weights = self.loss_weights or {}
         if self.tokenizer == "mlp" and self.tokenizer_width is None and self.unit_counts:
@@ -234,6 +245,9 @@ class NEDSConfig(Checkpoint, PreTrainedConfig):
             raise ValueError("session_ids holds a session twice")
         if names[:1] != ["spikes"] or len(names) < 2 or len(set(names)) != len(names):
             raise ValueError(f"modalities must be 'spikes' and then distinct behaviours, not {names}")
+        for name in names[1:]:
+            if not name or not usable_name(name):
+                raise ValueError(f"a behaviour cannot be named {name!r}: {UNUSABLE_NAME}")
         for place, modality in enumerate(self.modalities):
             if modality.get("kind") not in KINDS or (modality["kind"] == "spikes") != (place == 0):
                 raise ValueError(f"modality {modality.get('name')!r} has kind {modality.get('kind')!r}")

@@ -4,6 +4,7 @@ Read top to bottom: output, attention, block, encoder, then `NEDSModel` with its
 Shapes: trials of the batch B, bins T, units N, tokens L, hidden size H.
 """
 
+import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -266,6 +267,7 @@ class NEDSModel(Checkpoint, PreTrainedModel):
     _supports_flash_attn = True
 
     def __init__(self, config: NEDSConfig):
+        config = copy.deepcopy(config)  # add_sessions changes it, and only this model has the rows
         super().__init__(config)
         hidden_size, patch = config.hidden_size, config.bins_per_token
         num_modalities, num_units = len(config.modalities), sum(config.unit_counts)
@@ -408,7 +410,7 @@ class NEDSModel(Checkpoint, PreTrainedModel):
             for table in self._own_tables:
                 table.append_random(1)
             self.config.session_ids.append(session)
-            self.config.unit_counts.append(num_units)
+            self.config.unit_counts.append(int(num_units))
 
     @property
     def _own_tables(self) -> list[Table]:
@@ -538,7 +540,13 @@ class NEDSModel(Checkpoint, PreTrainedModel):
         batch_size, num_bins, num_units = spike_counts.shape
         if num_bins != self.config.num_bins:
             raise ValueError(f"spike_counts has {num_bins} bins, the model {self.config.num_bins}")
-        counts = torch.tensor(self.config.unit_counts, device=session_index.device)[session_index]
+        try:
+            counts = torch.tensor(self.config.unit_counts, device=session_index.device)[session_index]
+        except IndexError as error:
+            raise ValueError(
+                f"session_index goes up to {int(session_index.max())}, but this model has "
+                f"{len(self.config.session_ids)} sessions; add_sessions gives it new ones"
+            ) from error
         exists = torch.arange(num_units, device=counts.device) < counts[:, None]
         if unit_mask is None:
             unit_mask = exists

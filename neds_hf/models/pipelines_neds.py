@@ -23,6 +23,12 @@ class NEDSPipeline(Pipeline):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
+        ours, theirs = self.processor.session_ids, self.model.config.session_ids
+        if ours != theirs:
+            raise ValueError(
+                f"the processor has the sessions {ours}, the model {theirs}: they do not belong together"
+            )
+        self.model.eval()  # one that was trained just now is not
         self.feature_extractor = self.processor  # transformers makes no batches without one
 
     def __call__(self, trials, **kwargs):
@@ -70,15 +76,19 @@ class NeuralEncodingPipeline(NEDSPipeline):
     """Spikes from behaviour: `{"session", "rates_hz": (T, N) float32}`; `spike_counts` need not be there."""
 
     def preprocess(self, trial: Mapping) -> dict:
-        num_bins, behaviors = self.processor.num_bins, {}
+        num_bins, behaviors, there = self.processor.num_bins, {}, []
         counts = np.zeros((num_bins, self._num_units(trial)), np.uint8)
+        scaling = self.processor.session(trial["session"])["scaling"]
         for name, classes in self.processor.behaviors.items():
             shape, missing = ((num_bins,), np.nan) if classes is None else ((), -1)
-            given = trial.get(name)
-            behaviors[name] = np.full(shape, missing) if given is None else np.asarray(given)
-            if behaviors[name].shape != shape:
-                raise ValueError(f"{name} of a trial is {behaviors[name].shape}, expected {shape}")
-        if not any(np.isfinite(values).all() and (values != -1).any() for values in behaviors.values()):
+            given = np.asarray(np.nan if trial.get(name) is None else trial[name])
+            if given.shape == () and given != given:
+                given = np.full(shape, missing)
+            if given.shape != shape:
+                raise ValueError(f"{name} of a trial is {given.shape}, expected {shape}")
+            behaviors[name] = given
+            there.append(given != -1 if classes else name in scaling and np.isfinite(given).all())
+        if not any(there):
             raise ValueError(
                 f"a trial of session {trial['session']!r} has none of the behaviours to encode from: "
                 + ", ".join(behaviors)

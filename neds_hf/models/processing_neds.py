@@ -17,7 +17,7 @@ class NEDSInputs(BatchFeature):
 
     def to(self, *args, **kwargs) -> "NEDSInputs":
         super().to(*args, **kwargs)
-        for name in ("behaviors", "available"):
+        for name in {"behaviors", "available"} & set(self):
             self[name] = BatchFeature(self[name]).to(*args, **kwargs).data
         return self
 
@@ -57,9 +57,9 @@ class NEDSProcessor(Checkpoint, ProcessorMixin):
         if scaling not in SCALINGS:
             raise ValueError(f"scaling is {', '.join(SCALINGS)}, not {scaling!r}")
         self.modalities = [dict(modality) for modality in modalities]
-        self.num_bins = num_bins
-        self.bin_size_s = bin_size_s
-        self.window_start_s = window_start_s
+        self.num_bins = int(num_bins)  # not NumPy's, of which JSON knows nothing
+        self.bin_size_s = float(bin_size_s)
+        self.window_start_s = float(window_start_s)
         self.align_event = align_event
         self.sessions = [dict(session) for session in sessions]
         self.scaling = scaling
@@ -117,6 +117,7 @@ class NEDSProcessor(Checkpoint, ProcessorMixin):
         """
         if session in self.session_ids:
             raise ValueError(f"session {session!r} is already in this processor")
+        spike_counts = np.asarray(spike_counts)
         if spike_counts.shape[1:] != (self.num_bins, len(units)) or len(spike_counts) == 0:
             raise ValueError(
                 f"session {session!r}: spike counts are {spike_counts.shape}, expected (trials, "
@@ -186,7 +187,8 @@ class NEDSProcessor(Checkpoint, ProcessorMixin):
             sessions: Session of every trial, or one for all.
             spike_counts: Of every trial (T, N), N that of its session; or one array (B, T, N).
             behaviors: Name to (B, T) in the data's units, a trial that is not finite in every bin is without it;
-                or (B,) class indices, -1 for a trial without it. A behaviour that is not named is missing.
+                or (B,) class indices, -1 for a trial without it. A behaviour that is not named is missing, and so
+                is a continuous one that the session's training trials did not have: its scale is not known.
 
         Returns:
             `session_index`, `spike_counts` (uint8, zero where padded), `unit_mask`, `behaviors`, `available`.
@@ -230,11 +232,13 @@ class NEDSProcessor(Checkpoint, ProcessorMixin):
             if given.shape != shape:
                 raise ValueError(f"{name} is {given.shape}, expected {shape}")
             if classes is None:
-                present = np.isfinite(given).all(1)
                 constants = {
-                    session: self._constants(session, name)
-                    for session in {session for session, there in zip(sessions, present) if there}
+                    known["session"]: known["scaling"][name]
+                    for known in self.sessions
+                    if name in known["scaling"]
                 }
+                has_scale = np.array([session in constants for session in sessions], bool)
+                present = np.isfinite(given).all(1) & has_scale
                 offset, scale = np.reshape(
                     [constants.get(session, (0.0, 1.0)) for session in sessions], (-1, 2)
                 ).T
