@@ -102,7 +102,9 @@ def from_arrays(processor: NEDSProcessor, arguments) -> tuple[str, np.ndarray, n
     behaviors = {}
     if arguments.task == "encoding":
         recorded = {**recording.continuous, **recording.categorical}
-        behaviors = {name: values for name, values in recorded.items() if name in processor.behaviors}
+        scaling = processor.session(recording.session)["scaling"]  # without a scale it is missing
+        usable = {name for name, classes in processor.behaviors.items() if classes or name in scaling}
+        behaviors = {name: values for name, values in recorded.items() if name in usable}
         if not behaviors:
             raise NEDSError(
                 f"{path} has none of the behaviours to encode from: {', '.join(processor.behaviors)}"
