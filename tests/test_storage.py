@@ -189,6 +189,15 @@ def test_what_an_interrupted_conversion_left_is_converted_again(tmp_path):
     assert load(out, "trials", split="train").num_rows == 14
 
 
+def test_files_of_the_user_s_own_are_left_where_they_are(tmp_path):
+    files = [tmp_path / name for name in ("trials/m1/day0.npz", "trials/train/a.txt", "units/my/units.csv")]
+    for file in files:
+        file.parent.mkdir(parents=True)
+        file.write_text("mine")
+    convert(tmp_path, [source("s1")], OPTIONS, BEHAVIORS)
+    assert [file.read_text() for file in files] == ["mine"] * 3
+
+
 @pytest.mark.parametrize(
     "options, behaviors, message",
     [

@@ -291,10 +291,11 @@ def _describe(behaviors: Behaviors) -> str:
 
 
 def _remove_uncommitted(out: Path, committed: Iterable[str]) -> None:
-    """Remove what an interrupted conversion left, or the card's patterns would pick it up."""
-    for file in [*out.glob("trials/*/*"), *out.glob("units/*"), *out.glob("sessions/.*")]:
-        if file.stem not in committed:
-            file.unlink()
+    """Remove what an interrupted conversion left, or the card's patterns would pick it up; nothing else."""
+    for folder in (*(f"trials/{split}" for split in SPLITS), "units", "sessions"):
+        for file in [*out.glob(f"{folder}/*.parquet"), *out.glob(f"{folder}/.*.parquet.*.tmp")]:
+            if file.stem not in committed:
+                file.unlink()
 
 
 def _outcomes(
