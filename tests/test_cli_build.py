@@ -190,6 +190,8 @@ def test_held_out_sessions_make_two_more_configs(arrays, tmp_path):
     assert list(files) == ["trials", "units", "sessions", "pretrain", "held_out"]
     assert files["pretrain"][0] == {"split": "train", "path": ["trials/train/s1.parquet"]}
     assert files["held_out"][2] == {"split": "test", "path": ["trials/test/s2.parquet"]}
+    assert run("build", [str(out), "--arrays", *map(str, arrays), "--workers", "1"]) == 0
+    assert configs(out) == files
 
 
 def test_two_workers_write_what_one_writes(arrays, tmp_path):

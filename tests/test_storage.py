@@ -13,6 +13,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 from datasets import ClassLabel, load_dataset
+from huggingface_hub import DatasetCard
 
 from neds_hf.data import storage
 from neds_hf.data.schema import ConversionOptions, Recording, split_of_trials
@@ -163,8 +164,42 @@ def test_without_held_out_sessions_there_is_no_config_of_them(tmp_path):
 
 
 def test_an_unknown_held_out_session_is_refused(tmp_path):
+    """Before anything is read."""
     with pytest.raises(NEDSError, match="held-out session s9 is not among the sessions"):
-        convert(tmp_path / "out", [source("s1")], OPTIONS, BEHAVIORS, held_out=["s9"])
+        convert(tmp_path / "out", [source("s1", not_to_be_read)], OPTIONS, BEHAVIORS, held_out=["s9"])
+
+
+def pretrain_and_held_out(out: Path) -> list[list[str] | None]:
+    """Sessions of either config, as the card has them; None where it has no such config."""
+    configs = {config["config_name"]: config for config in DatasetCard.load(out / "README.md").data.configs}
+    files = [name in configs and configs[name]["data_files"][0]["path"] for name in ("pretrain", "held_out")]
+    return [paths and [Path(path).stem for path in paths] for paths in files]
+
+
+def test_a_held_out_session_that_was_dropped_is_held_out_when_it_comes_back(tmp_path):
+    convert(tmp_path, [source("s1", fail), source("s2")], OPTIONS, BEHAVIORS, held_out=["s1"])
+    convert(tmp_path, [source("s1")], OPTIONS, BEHAVIORS)
+    assert pretrain_and_held_out(tmp_path) == [["s2"], ["s1"]]
+
+
+def test_another_list_of_held_out_sessions_replaces_the_one_of_the_folder(tmp_path):
+    convert(tmp_path, [source("s1"), source("s2")], OPTIONS, BEHAVIORS, held_out=["s1"])
+    convert(tmp_path, [source("s1")], OPTIONS, BEHAVIORS, held_out=["s2"])
+    assert pretrain_and_held_out(tmp_path) == [["s1"], ["s2"]]
+
+
+def test_a_folder_from_before_the_list_has_the_held_out_sessions_of_its_card(tmp_path):
+    convert(tmp_path, [source("s1"), source("s2")], OPTIONS, BEHAVIORS, held_out=["s1"])
+    (tmp_path / "held_out.json").unlink()
+    convert(tmp_path, [source("s3")], OPTIONS, BEHAVIORS)
+    assert pretrain_and_held_out(tmp_path) == [["s2", "s3"], ["s1"]]
+
+
+def test_held_out_sessions_are_kept_when_the_first_conversion_is_interrupted(tmp_path):
+    with pytest.raises(AssertionError):
+        convert(tmp_path, [source("s1"), source("s2", not_to_be_read)], OPTIONS, BEHAVIORS, held_out=["s2"])
+    convert(tmp_path, [source("s1"), source("s2")], OPTIONS, BEHAVIORS)
+    assert pretrain_and_held_out(tmp_path) == [["s1"], ["s2"]]
 
 
 def test_a_converted_session_is_not_read_again_until_its_data_change(tmp_path):
@@ -196,6 +231,15 @@ def test_files_of_the_user_s_own_are_left_where_they_are(tmp_path):
         file.write_text("mine")
     convert(tmp_path, [source("s1")], OPTIONS, BEHAVIORS)
     assert [file.read_text() for file in files] == ["mine"] * 3
+
+
+def test_a_folder_with_parquet_files_of_another_origin_is_refused(tmp_path):
+    file = tmp_path / "units" / "mine.parquet"
+    file.parent.mkdir()
+    file.write_text("mine")
+    with pytest.raises(NEDSError, match=r"units/mine.parquet is no file of `neds build`: convert into another"):
+        convert(tmp_path, [source("s1")], OPTIONS, BEHAVIORS)
+    assert file.exists()
 
 
 @pytest.mark.parametrize(
