@@ -25,7 +25,7 @@ META_KEYS = ("session", "bin_size_s", "align_event", "window_s")
 
 def read_arrays(
     path: str | Path,
-    options: ConversionOptions,
+    options: ConversionOptions | None,
     behaviors: Iterable[str] | None = None,
     classes: dict[str, tuple[str, ...]] | None = None,
 ) -> Recording:
@@ -33,9 +33,9 @@ def read_arrays(
 
     Args:
         options: Only the reaction-time limits apply, where the file has `reaction_time_s`: window, bin size
-            and event are those of the file's `meta`.
+            and event are those of the file's `meta`. None drops no trial.
         behaviors: Variables besides the IBL ones that the file must hold: (trials, bins) is continuous,
-            (trials,) categorical. `choice` (-1 right, +1 left, 0 no-go: the trial is dropped), `block` or
+            (trials,) categorical. `choice` (-1 right, +1 left, 0 no-go: missing, and with `options` the trial is dropped), `block` or
             `probability_left` (0.2, 0.5, 0.8), `wheel_speed` and `whisker_motion_energy` are read where
             present.
         classes: Class names of the named categorical behaviours, where other files have other values too
@@ -67,9 +67,9 @@ def read_arrays(
             categorical[name] = _class_indices(path, name, values, classes[name])
 
     drops = {}
-    if "choice" in kinds:
+    if options and "choice" in kinds:
         drops["no choice"] = _array(path, arrays, "choice", shape[:1]) == 0
-    if "reaction_time_s" in arrays:
+    if options and "reaction_time_s" in arrays:
         low, high = options.reaction_time_s
         reaction_time = _array(path, arrays, "reaction_time_s", shape[:1])
         drops["reaction time"] = ~((reaction_time >= low) & (reaction_time <= high))
