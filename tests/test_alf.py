@@ -363,6 +363,16 @@ def test_ids_do_not_depend_on_where_and_when_the_tables_are_made(tmp_path):
     assert alf.list_sessions(alf.open_local(tmp_path / "one")) == first
 
 
+def test_ids_that_are_numbers_and_odd_quality_labels_are_taken_as_far_as_they_go(tmp_path):
+    folder = write_session(tmp_path) / "probe00" / "pykilosort"
+    pd.DataFrame({"uuids": [7, 8, 9]}).to_csv(folder / "clusters.uuids.csv", index=False)
+    metrics = pd.DataFrame({"cluster_id": [0, 0, 1, 2], "label": ["1", "0.5", "good", None]})
+    metrics.to_parquet(folder / "clusters.metrics.pqt")
+    units = read_only_session(tmp_path).units
+    assert units["uuid"].tolist() == ["7", "8", "9"]
+    np.testing.assert_array_equal(units["label"], [1.0, np.nan, np.nan])
+
+
 def test_tables_that_are_there_are_used_as_they_are(tmp_path):
     from one.alf.cache import make_parquet_db
 
@@ -430,6 +440,7 @@ def change_trials(**columns):
             lambda folder: (folder / "probe00/pykilosort/spikes.times.npy").write_bytes(b"nothing"),
             "cannot read alf/probe00/pykilosort/spikes.times.npy",
         ),
+        (replace("probe00/pykilosort/channels.mlapdv.npy", lambda x: x[:, :2]), r"\(4, 2\), expected .*, 3\)"),
         (change_trials(choice=7), "choices of trials must be -1, 0 or 1, but are .7"),
         (change_trials(choice=0), "none of its 12 trials is left.*'no choice': 12"),
         (

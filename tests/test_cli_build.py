@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import yaml
@@ -108,6 +109,16 @@ def test_the_whisker_camera_is_chosen_recorded_and_never_changed_in_a_folder(tmp
     argv = [str(tmp_path / "right"), "--alf", str(tmp_path / "one"), "--whisker-camera", "left"]
     assert run("build", argv) == 2
     assert "with whisker_camera = right, this conversion has whisker_camera = left" in capsys.readouterr().err
+
+
+def test_a_trials_table_with_text_drops_its_session_only(cache, tmp_path):
+    (file,) = cache.glob("tinylab/Subjects/mouse_a/*/*/alf/_ibl_trials.table.pqt")
+    pd.read_parquet(file).assign(choice="left").to_parquet(file)
+    out = tmp_path / "out"
+    assert run("build", [str(out), "--alf", str(cache), "--workers", "1"]) == 0
+    assert [row["subject"] for row in sessions(out)] == ["mouse_b"]
+    (reason,) = json.loads((out / "dropped_sessions.json").read_text()).values()
+    assert "could not convert string to float: 'left'" in reason
 
 
 def test_min_rate_keeps_silent_units_at_zero(arrays, tmp_path):

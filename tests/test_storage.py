@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -289,6 +290,27 @@ def test_a_failing_session_is_recorded_and_stops_no_other(tmp_path):
     ]
     convert(out, [source("s1")], OPTIONS, BEHAVIORS)
     assert json.loads(dropped.read_text()) == {}
+
+
+@pytest.mark.parametrize("error", [ValueError, TypeError, KeyError, MemoryError])
+def test_a_session_that_fails_unexpectedly_stops_no_other(tmp_path, error):
+    def read():
+        raise error("cheese")
+
+    counts = convert(tmp_path, [Source("s1", "1", read), source("s2")], OPTIONS, BEHAVIORS)
+    assert counts["converted"] == 1
+    reason = json.loads((tmp_path / "dropped_sessions.json").read_text())["s1"]
+    assert reason.startswith(f"cannot be read: {error.__name__}: ") and "cheese" in reason
+
+
+def be_killed(session: str) -> Recording:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_killed_worker_is_one_error_that_says_how_to_go_on(tmp_path):
+    sources = [source("s1", be_killed), source("s2", be_killed)]
+    with pytest.raises(NEDSError, match="probably for want of memory: --workers 1 needs less; run again"):
+        convert(tmp_path, sources, OPTIONS, BEHAVIORS, workers=2)
 
 
 def test_a_session_that_fails_after_a_change_leaves_nothing_stale(tmp_path):

@@ -429,7 +429,8 @@ def _read_units(datasets: _SessionDatasets, probe: str, folder: str) -> pd.DataF
 
     units = pd.DataFrame({"uuid": None, "probe": probe}, index=range(num_units), dtype=object)
     if (uuids := optional("clusters.uuids.csv")) is not None:
-        units["uuid"] = per_unit("clusters.uuids.csv", uuids.iloc[:, 0]).astype(object)
+        uuids = uuids.iloc[:, 0].map(str, na_action="ignore")
+        units["uuid"] = per_unit("clusters.uuids.csv", uuids).astype(object)
     allen_ids = optional("channels.brainLocationIds_ccf_2017.npy")
     if allen_ids is not None:
         allen_ids = per_channel("channels.brainLocationIds_ccf_2017.npy", allen_ids)
@@ -438,6 +439,10 @@ def _read_units(datasets: _SessionDatasets, probe: str, folder: str) -> pd.DataF
     depths = optional("clusters.depths.npy")
     units["depth_um"] = np.nan if depths is None else per_unit("clusters.depths.npy", depths)
     mlapdv_um = optional("channels.mlapdv.npy")
+    if mlapdv_um is not None and mlapdv_um.shape[1:] != (3,):
+        raise NEDSError(
+            f"{datasets.session}: {folder}/channels.mlapdv.npy is {mlapdv_um.shape}, expected (channels, 3)"
+        )
     units[["x_um", "y_um", "z_um"]] = (
         np.nan if mlapdv_um is None else per_channel("channels.mlapdv.npy", mlapdv_um).astype(float)
     )
@@ -445,7 +450,9 @@ def _read_units(datasets: _SessionDatasets, probe: str, folder: str) -> pd.DataF
     if metrics is None or not {"cluster_id", "label"} <= set(metrics):
         units["label"] = np.nan
     else:  # may lack clusters
-        units["label"] = metrics.set_index("cluster_id")["label"].reindex(range(num_units)).to_numpy(float)
+        labels = metrics.drop_duplicates("cluster_id").set_index("cluster_id")["label"]
+        labels = pd.to_numeric(labels, errors="coerce").reindex(range(num_units))
+        units["label"] = labels.to_numpy(float, na_value=np.nan)
     return units
 
 

@@ -222,11 +222,14 @@ def _meta(path: Path, arrays: np.lib.npyio.NpzFile) -> dict:
         meta = json.loads(str(text))
     except json.JSONDecodeError as error:
         raise NEDSError(f"{path}: meta is not JSON ({error})") from None
+    if isinstance(meta, dict):
+        meta = {key: value for key, value in meta.items() if value is not None}
     found = list(meta) if isinstance(meta, dict) else [type(meta).__name__]
     if missing := [key for key in META_KEYS if key not in found]:
         raise NEDSError(f"{path}: meta lacks {', '.join(missing)}; it holds {', '.join(found)}")
-    if not isinstance(meta["session"], str):
-        raise NEDSError(f"{path}: the session of meta must be text, found {meta['session']!r}")
+    for key in ("session", "align_event", "subject", "lab", "date", "source"):
+        if not isinstance(meta.get(key, ""), str):
+            raise NEDSError(f"{path}: {key} of meta must be text, found {meta[key]!r}")
     if not isinstance(meta["bin_size_s"], int | float):
         raise NEDSError(f"{path}: bin_size_s of meta must be a number, found {meta['bin_size_s']!r}")
     window = meta["window_s"]

@@ -14,6 +14,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import version
@@ -93,7 +94,7 @@ def convert(
     Raises:
         NEDSError: Two sources have one session id, `out` holds a conversion with other options or behaviours,
             or foreign Parquet
-            files, a held-out session is unknown, or no session could be converted.
+            files, a held-out session is unknown, no session could be converted, or a process was killed.
     """
     out = Path(out)
     _check_session_ids([source.session for source in sources])
@@ -327,6 +328,11 @@ def _outcomes(
         try:
             for future in as_completed(futures):
                 yield futures[future], future.result()
+        except BrokenProcessPool:
+            raise NEDSError(
+                "a process that converts sessions was ended, probably for want of memory: --workers 1 needs less; "
+                "run again to go on"
+            ) from None
         finally:
             pool.shutdown(cancel_futures=True)
 
@@ -355,10 +361,12 @@ def _convert_session(
                     _wait_for(writing)
                 writing.append(pool.submit(write_table, out / folder / file, table))
         _wait_for(writing)
-    except NEDSError as error:
+    except (NEDSError, ValueError, TypeError, KeyError, MemoryError) as error:
         for folder in (*(f"trials/{split}" for split in SPLITS), "units"):
             (out / folder / file).unlink(missing_ok=True)
-        return str(error).removeprefix(f"{source.session}: ")
+        if isinstance(error, NEDSError):
+            return str(error).removeprefix(f"{source.session}: ")
+        return f"cannot be read: {type(error).__name__}: {' '.join(str(error).split())}"
     return None
 
 
