@@ -1,6 +1,7 @@
 """Sessions of a ONE cache as a dataset: for ``neds build``, and as ``load_dataset("ibl_repeated_site")``."""
 
 import hashlib
+import multiprocessing
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -155,6 +156,11 @@ class IBLRepeatedSite(ArrowBasedBuilder):
         # `load_dataset` lists the files itself, by patterns that miss some: `data_files` is left aside.
         if data_dir is None:
             raise NEDSError('ibl_repeated_site needs data_dir="...", the folder of a ONE cache')
+        if getattr(multiprocessing.current_process(), "_inheriting", False):
+            raise NEDSError(
+                "with num_proc, load_dataset belongs under `if __name__ == \"__main__\":`, as every process that "
+                "it starts runs the script again"
+            )
         from neds_hf.data.alf import open_local
 
         data_dir = str(Path(data_dir).expanduser().resolve())
