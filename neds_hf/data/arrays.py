@@ -204,7 +204,8 @@ def _load(path: Path, arrays: np.lib.npyio.NpzFile, name: str) -> np.ndarray:
     if name not in arrays:
         raise NEDSError(f"{path}: array {name!r} is missing; the file has {', '.join(arrays)}")
     try:
-        return arrays[name]
+        values = arrays[name]
+        return np.char.decode(values, "utf-8") if values.dtype.kind == "S" else values
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise NEDSError(f"{path}: array {name!r} cannot be read ({error})") from None
 
@@ -354,7 +355,7 @@ def _class_indices(path: Path, name: str, values: np.ndarray, names: tuple[str, 
 
 
 def _is_missing(values: np.ndarray) -> np.ndarray:
-    return np.isnan(values) if values.dtype.kind == "f" else np.zeros(len(values), bool)
+    return np.isnan(values) if values.dtype.kind == "f" else np.isin(values.astype(str), ("", "nan"))
 
 
 def _class_name(value: np.generic) -> str:
