@@ -35,9 +35,9 @@ def read_arrays(
         options: Only the reaction-time limits apply, where the file has `reaction_time_s`: window, bin size
             and event are those of the file's `meta`. None drops no trial.
         behaviors: Variables besides the IBL ones that the file must hold: (trials, bins) is continuous,
-            (trials,) categorical. `choice` (-1 right, +1 left, 0 no-go: missing, and with `options` the trial is dropped), `block` or
-            `probability_left` (0.2, 0.5, 0.8), `wheel_speed` and `whisker_motion_energy` are read where
-            present.
+            (trials,) categorical. `choice` (-1 right, +1 left, 0 no-go: missing, and with `options` the trial
+            is dropped), `block` or `probability_left` (0.2, 0.5, 0.8), `wheel_speed` and
+            `whisker_motion_energy` are read where present.
         classes: Class names of the named categorical behaviours, where other files have other values too
             (`classes_of`).
 

@@ -52,7 +52,7 @@ def one_sources(
     there = list_sessions(one)
     sessions = there if sessions is None else list(sessions)
     if not sessions:
-        raise NEDSError(f"{one.cache_dir}: no session with trials and sorted spikes")
+        raise NEDSError(f"{one.cache_dir}: no session in its ONE cache tables")
     return [
         Source(
             session=session,
@@ -158,7 +158,7 @@ class IBLRepeatedSite(ArrowBasedBuilder):
             raise NEDSError('ibl_repeated_site needs data_dir="...", the folder of a ONE cache')
         if getattr(multiprocessing.current_process(), "_inheriting", False):
             raise NEDSError(
-                "with num_proc, load_dataset belongs under `if __name__ == \"__main__\":`, as every process that "
+                'with num_proc, load_dataset belongs under `if __name__ == "__main__":`, as every process that '
                 "it starts runs the script again"
             )
         from neds_hf.data.alf import open_local
