@@ -164,6 +164,13 @@ def test_without_held_out_sessions_there_is_no_config_of_them(tmp_path):
         load(tmp_path / "out", "held_out")
 
 
+def test_a_folder_that_cannot_be_written_to_is_one_error_before_anything_is_read(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    for out in (tmp_path / "file", tmp_path / "file" / "out"):
+        with pytest.raises(NEDSError, match=f"^{out}: expected a folder that can be written to"):
+            convert(out, [source("s1", not_to_be_read)], OPTIONS, BEHAVIORS)
+
+
 def test_an_unknown_held_out_session_is_refused(tmp_path):
     """Before anything is read."""
     with pytest.raises(NEDSError, match="held-out session s9 is not among the sessions"):
@@ -238,7 +245,9 @@ def test_a_folder_with_parquet_files_of_another_origin_is_refused(tmp_path):
     file = tmp_path / "units" / "mine.parquet"
     file.parent.mkdir()
     file.write_text("mine")
-    with pytest.raises(NEDSError, match=r"units/mine.parquet is no file of `neds build`: convert into another"):
+    with pytest.raises(
+        NEDSError, match=r"units/mine.parquet is no file of `neds build`: convert into another"
+    ):
         convert(tmp_path, [source("s1")], OPTIONS, BEHAVIORS)
     assert file.exists()
 

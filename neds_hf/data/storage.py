@@ -92,9 +92,9 @@ def convert(
         How many sessions were `converted`, `unchanged` and `dropped`.
 
     Raises:
-        NEDSError: Two sources have one session id, `out` holds a conversion with other options or behaviours,
-            or foreign Parquet
-            files, a held-out session is unknown, no session could be converted, or a process was killed.
+        NEDSError: Two sources have one session id, a held-out session is unknown, `out` cannot be written to or
+            holds a conversion with other options or behaviours or foreign Parquet files, no session could be
+            converted, or a process was killed.
     """
     out = Path(out)
     _check_session_ids([source.session for source in sources])
@@ -109,8 +109,11 @@ def convert(
     if unknown := set(held_out) - known:
         raise NEDSError(f"held-out session {min(unknown)} is not among the sessions of {out}")
     _remove_uncommitted(out, marks)
-    out.mkdir(parents=True, exist_ok=True)
-    _write_text(out / "held_out.json", json.dumps(held_out, indent=2) + "\n")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        _write_text(out / "held_out.json", json.dumps(held_out, indent=2) + "\n")
+    except OSError as error:
+        raise NEDSError(f"{out}: expected a folder that can be written to ({error})") from error
 
     done = {session: (mark["fingerprint"], mark["version"]) for session, mark in marks.items()}
     todo = [
