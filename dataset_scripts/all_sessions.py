@@ -9,11 +9,11 @@ from neds_hf.data.schema import ConversionOptions
 def main() -> None:
     arguments = parser(f"{__doc__} With --alf: all sessions of that cache.").parse_args()
     paper = repeated_site_sessions()
-    sessions, held_out = [*paper["pretrain"], *paper["held_out"]], paper["held_out"]
+    sessions = [*paper["pretrain"], *paper["held_out"]]
     if arguments.alf:
         sessions = list_sessions(opener(arguments)())
-        held_out = [session for session in held_out if session in sessions]
-    convert_and_publish(arguments, sessions, ConversionOptions(), held_out, f"{len(sessions)} sessions")
+    message = f"{len(sessions)} sessions"
+    convert_and_publish(arguments, sessions, ConversionOptions(), message, paper["held_out"])
 
 
 if __name__ == "__main__":  # worker processes import this file

@@ -1,7 +1,6 @@
 """What the scripts beside this file share: where sessions are read, how they are converted and published."""
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Callable, Iterable
@@ -11,7 +10,7 @@ from pathlib import Path
 from neds_hf.data.alf import open_local
 from neds_hf.data.builder import BEHAVIORS, one_sources, open_openalyx
 from neds_hf.data.schema import ConversionOptions
-from neds_hf.data.storage import convert, held_out_sessions, provenances, summary
+from neds_hf.data.storage import convert, dropped_sessions, provenances, summary
 from neds_hf.errors import NEDSError
 from neds_hf.hub.push import push
 
@@ -49,24 +48,27 @@ def opener(arguments: argparse.Namespace) -> Callable:
     return partial(open_openalyx, arguments.cache_dir)
 
 
-def conversion_of(out: Path) -> tuple[ConversionOptions, list[str]]:
-    """Options and held-out sessions of a dataset folder; the default ones of a new folder."""
+def options_of(out: Path) -> ConversionOptions:
+    """Options of a dataset folder; the default ones of a new folder."""
     conversions = provenances(out)
     if not conversions:
-        return ConversionOptions(), []
+        return ConversionOptions()
     options = next(iter(conversions.values()))["options"]
     options = {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
-    return ConversionOptions(**options), held_out_sessions(out)
+    return ConversionOptions(**options)
 
 
 def convert_and_publish(
     arguments: argparse.Namespace,
     sessions: Iterable[str],
     options: ConversionOptions,
-    held_out: Iterable[str],
     message: str,
+    held_out: Iterable[str] | None = None,
 ) -> None:
     """Convert what is new or changed, say so, and publish the folder in one commit.
+
+    Args:
+        held_out: Default: those of the folder.
 
     Raises:
         NEDSError: No session can be converted; or the folder is to be published and a session is missing that
@@ -82,7 +84,7 @@ def convert_and_publish(
     print(summary(out))
     if not arguments.push:
         return
-    dropped = json.loads((out / "dropped_sessions.json").read_text())
+    dropped = dropped_sessions(out)
     if unexpected := sorted({*dropped} - {*arguments.without}):
         reasons = "\n  ".join(f"{session}: {dropped[session]}" for session in unexpected)
         raise NEDSError(

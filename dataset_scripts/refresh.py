@@ -3,12 +3,10 @@
 Options and held-out sessions stay those of the dataset. Sessions that were dropped are tried again.
 """
 
-import json
-
 from huggingface_hub import snapshot_download
-from publishing import conversion_of, convert_and_publish, parser, run
+from publishing import convert_and_publish, options_of, parser, run
 
-from neds_hf.data.storage import provenances
+from neds_hf.data.storage import dropped_sessions, provenances
 from neds_hf.errors import NEDSError
 
 
@@ -20,9 +18,7 @@ def main() -> None:
         snapshot_download(arguments.push, repo_type="dataset", local_dir=out)
     if not (sessions := list(provenances(out))):
         raise NEDSError(f"{out} is no dataset folder that could be refreshed: there is no session in it")
-    dropped = json.loads((out / "dropped_sessions.json").read_text())
-    options, held_out = conversion_of(out)
-    convert_and_publish(arguments, [*sessions, *dropped], options, held_out, "Refresh")
+    convert_and_publish(arguments, [*sessions, *dropped_sessions(out)], options_of(out), "Refresh")
 
 
 if __name__ == "__main__":  # worker processes import this file

@@ -1,5 +1,6 @@
 import hashlib
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -363,6 +364,16 @@ def test_ids_do_not_depend_on_where_and_when_the_tables_are_made(tmp_path):
     assert alf.list_sessions(alf.open_local(tmp_path / "one")) == first
 
 
+def test_ids_that_are_numbers_and_odd_quality_labels_are_taken_as_far_as_they_go(tmp_path):
+    folder = write_session(tmp_path) / "probe00" / "pykilosort"
+    pd.DataFrame({"uuids": [7, 8, 9]}).to_csv(folder / "clusters.uuids.csv", index=False)
+    metrics = pd.DataFrame({"cluster_id": [0, 0, 1, 2], "label": ["1", "0.5", "good", None]})
+    metrics.to_parquet(folder / "clusters.metrics.pqt")
+    units = read_only_session(tmp_path).units
+    assert units["uuid"].tolist() == ["7", "8", "9"]
+    np.testing.assert_array_equal(units["label"], [1.0, np.nan, np.nan])
+
+
 def test_tables_that_are_there_are_used_as_they_are(tmp_path):
     from one.alf.cache import make_parquet_db
 
@@ -375,13 +386,83 @@ def test_tables_that_are_there_are_used_as_they_are(tmp_path):
     assert (tmp_path / "sessions.pqt").read_bytes() == tables
 
 
-def test_only_sessions_with_trials_and_spikes_are_listed(tmp_path):
+def test_a_session_without_trials_or_spikes_is_listed_and_read_with_the_reason(tmp_path):
     write_session(tmp_path, subject="complete")
     (write_session(tmp_path, subject="untrained") / "_ibl_trials.table.pqt").unlink()
     write_session(tmp_path, subject="behaviour", probes=())
     one = alf.open_local(tmp_path)
-    (session,) = alf.list_sessions(one)
-    assert alf.read_session(one, session, OPTIONS).subject == "complete"
+    found = {}
+    for session in alf.list_sessions(one):
+        try:
+            found[one.eid2path(session).parts[-3]] = alf.read_session(one, session, OPTIONS).subject
+        except NEDSError as error:
+            found[one.eid2path(session).parts[-3]] = str(error).removeprefix(f"{session}: ").split(",")[0]
+    assert found == {"complete": "complete", "untrained": "no trials", "behaviour": "no spikes"}
+
+
+def test_a_session_of_the_tables_that_is_neither_here_nor_whole_is_not_listed(tmp_path):
+    """As in the tables of a server, of which only some sessions were downloaded."""
+    write_session(tmp_path, subject="here")
+    behaviour = write_session(tmp_path, subject="behaviour", probes=())
+    alf.open_local(tmp_path)
+    shutil.rmtree(behaviour.parents[2])
+    assert read_only_session(tmp_path).subject == "here"
+
+
+@pytest.mark.parametrize("level", ["", "Subjects", "Subjects/mouse", "Subjects/mouse/2024-01-31"])
+def test_a_folder_that_is_a_link_is_named(tmp_path, level):
+    write_session(tmp_path / "far")
+    link = tmp_path / "one" / "somelab" / level
+    link.parent.mkdir(parents=True)
+    link.symlink_to(tmp_path / "far" / "somelab" / level)
+    with pytest.raises(NEDSError, match=f"^{link} is a link, which ONE's tables do not follow"):
+        alf.open_local(tmp_path / "one")
+
+
+@pytest.mark.parametrize("folder", ["one/somelab", "one/somelab/Subjects", "."])
+def test_a_folder_too_deep_or_too_high_is_said_to_be_and_stays_as_it_is(tmp_path, folder):
+    write_session(tmp_path / "one")
+    with pytest.raises(
+        NEDSError, match="expected the folder above LAB/Subjects, found a session that is not at"
+    ):
+        alf.open_local(tmp_path / folder)
+    assert not list(tmp_path.rglob("*sessions.pqt*"))
+
+
+def test_tables_whose_making_is_interrupted_are_whole_or_not_there(tmp_path, monkeypatch):
+    write_session(tmp_path)
+    replace = os.replace
+
+    def interrupted(file, table):
+        if table.name == "sessions.pqt":
+            raise KeyboardInterrupt
+        replace(file, table)
+
+    monkeypatch.setattr(os, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        alf.make_cache_tables(tmp_path)
+    assert [file.name for file in tmp_path.glob("*.pqt")] == ["datasets.pqt"]
+    assert pd.read_parquet(tmp_path / "datasets.pqt").index.names == ["eid", "id"]
+    monkeypatch.undo()
+    assert read_only_session(tmp_path).subject == "mouse"
+
+
+@pytest.mark.parametrize("table", ["sessions.pqt", "datasets.pqt"])
+def test_a_table_that_is_cut_off_is_one_error_that_says_what_to_delete(tmp_path, table):
+    write_session(tmp_path)
+    alf.make_cache_tables(tmp_path)
+    (tmp_path / table).write_bytes((tmp_path / table).read_bytes()[:100])
+    with pytest.raises(NEDSError, match=r"tables are damaged .*: delete both, sessions.pqt and datasets.pqt"):
+        alf.open_local(tmp_path)
+
+
+def test_tables_without_uuids_are_damaged(tmp_path):
+    from one.alf.cache import make_parquet_db
+
+    write_session(tmp_path)
+    make_parquet_db(tmp_path, hash_ids=False)  # what a killed process of before left
+    with pytest.raises(NEDSError, match="tables are damaged"):
+        alf.list_sessions(alf.open_local(tmp_path))
 
 
 def test_two_sessions_keep_to_their_own_files(tmp_path):
@@ -429,6 +510,10 @@ def change_trials(**columns):
         (
             lambda folder: (folder / "probe00/pykilosort/spikes.times.npy").write_bytes(b"nothing"),
             "cannot read alf/probe00/pykilosort/spikes.times.npy",
+        ),
+        (
+            replace("probe00/pykilosort/channels.mlapdv.npy", lambda x: x[:, :2]),
+            r"\(4, 2\), expected .*, 3\)",
         ),
         (change_trials(choice=7), "choices of trials must be -1, 0 or 1, but are .7"),
         (change_trials(choice=0), "none of its 12 trials is left.*'no choice': 12"),

@@ -66,6 +66,18 @@ def test_reaction_times_outside_the_limits_drop_trials_where_the_file_has_them(t
     assert has_reaction_times(path) and not has_reaction_times(write(tmp_path / "b.npz"))
 
 
+def test_without_options_no_trial_is_dropped(tmp_path):
+    times = {"reaction_time_s": np.array([0.05, 0.3, np.nan])}
+    recording = read_arrays(write(tmp_path / "a.npz", choice=np.array([1, 0, -1]), **times), None)
+    np.testing.assert_array_equal(recording.categorical["choice"], [1, -1, 0])
+    assert recording.dropped_trials == {}
+
+
+def test_what_is_null_in_meta_is_not_known(tmp_path):
+    recording = read_arrays(write(tmp_path / "a.npz", {**META, "lab": None, "source": None}), OPTIONS)
+    assert (recording.lab, recording.provenance["source"]) == ("", "")
+
+
 def test_an_array_block_is_read_as_probability_left_is(tmp_path):
     path = write(tmp_path / "a.npz", probability_left=None, block=np.array([0.8, np.nan, 0.2]))
     np.testing.assert_array_equal(read_arrays(path, OPTIONS).categorical["block"], [2, -1, 0])
@@ -87,6 +99,15 @@ def test_class_names_are_the_sorted_values_of_all_files(tmp_path):
     assert behaviors["contrast"] == ("0", "0.0625", "0.25", "1", "10")
     np.testing.assert_array_equal(sources[0].read().categorical["contrast"], [2, 3, -1])
     np.testing.assert_array_equal(sources[1].read().categorical["contrast"], [1, 0, 4])
+
+
+@pytest.mark.parametrize("kind", ["U", "S"])
+@pytest.mark.parametrize("missing", ["", "nan"])
+def test_empty_text_and_nan_are_missing_in_text_and_bytes(tmp_path, kind, missing):
+    path = write(tmp_path / "a.npz", odor=np.array(["b", missing, "a"]).astype(kind))
+    recording = read_arrays(path, OPTIONS, ["odor"])
+    np.testing.assert_array_equal(recording.categorical["odor"], [1, -1, 0])
+    assert recording.classes["odor"] == ("a", "b")
 
 
 def test_whole_numbers_are_one_class_whatever_their_type(tmp_path):
@@ -132,7 +153,11 @@ def test_known_regions_are_mapped_and_others_kept(tmp_path):
         ({"meta": "session 1"}, "meta is not JSON"),
         ({"meta": "3"}, "meta lacks session, bin_size_s, align_event, window_s; it holds int"),
         ({"meta": {k: v for k, v in META.items() if k != "window_s"}}, "meta lacks window_s"),
-        ({"meta": {**META, "session": 7}}, "the session of meta must be text, found 7"),
+        ({"meta": {**META, "session": 7}}, "session of meta must be text, found 7"),
+        ({"meta": {**META, "subject": 12}}, "subject of meta must be text, found 12"),
+        ({"meta": {**META, "date": 20240101}}, "date of meta must be text, found 20240101"),
+        ({"meta": {**META, "source": ["a", "b"]}}, r"source of meta must be text, found \['a', 'b'\]"),
+        ({"meta": {**META, "align_event": None}}, "meta lacks align_event"),
         ({"meta": {**META, "window_s": 2}}, "window_s of meta must be two numbers, found 2"),
         ({"meta": {**META, "bin_size_s": "20 ms"}}, "bin_size_s of meta must be a number, found '20 ms'"),
     ],

@@ -134,6 +134,7 @@ def test_wheel_speed_is_filtered_before_it_is_differentiated():
         ([0.0, 2.0, 1.0], [0.0, 0.0, 0.0], "go back"),
         ([0.0, np.nan], [0.0, 0.0], "finite"),
         ([0.0, 0.05], [0.0, 0.0], "less than 0.1 s"),
+        ([0.0, 1.0, 1e9], [0.0, 0.0, 0.0], r"timestamps go from 0 to 1e\+09 s, expected at most a day"),
         ([], [], "less than 0.1 s"),
     ],
 )

@@ -117,6 +117,19 @@ def test_without_data_dir_the_error_says_what_to_give(tmp_path, monkeypatch):
         load_dataset("ibl_repeated_site")
 
 
+def test_several_processes_in_a_script_without_a_guard_are_one_error(cache, tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import datasets, neds_hf\n"
+        f"datasets.load_dataset('ibl_repeated_site', data_dir={str(cache)!r}, num_proc=2, "
+        f"cache_dir={str(tmp_path / 'hf')!r})\n"
+    )
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=100)
+    assert done.returncode == 1
+    assert 'load_dataset belongs under `if __name__ == "__main__":`' in done.stderr
+    assert "NEDSError: a process that converts sessions was ended" in done.stderr.splitlines()[-1]
+
+
 def test_the_package_imports_without_one_plots_and_torch():
     code = (
         "import sys, neds_hf, neds_hf.data.builder, neds_hf.data.arrays; "

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import yaml
@@ -110,6 +111,16 @@ def test_the_whisker_camera_is_chosen_recorded_and_never_changed_in_a_folder(tmp
     assert "with whisker_camera = right, this conversion has whisker_camera = left" in capsys.readouterr().err
 
 
+def test_a_trials_table_with_text_drops_its_session_only(cache, tmp_path):
+    (file,) = cache.glob("tinylab/Subjects/mouse_a/*/*/alf/_ibl_trials.table.pqt")
+    pd.read_parquet(file).assign(choice="left").to_parquet(file)
+    out = tmp_path / "out"
+    assert run("build", [str(out), "--alf", str(cache), "--workers", "1"]) == 0
+    assert [row["subject"] for row in sessions(out)] == ["mouse_b"]
+    (reason,) = json.loads((out / "dropped_sessions.json").read_text()).values()
+    assert "could not convert string to float: 'left'" in reason
+
+
 def test_min_rate_keeps_silent_units_at_zero(arrays, tmp_path):
     for rate, kept in (("0", 3), ("2", 2)):
         out = tmp_path / rate
@@ -190,6 +201,8 @@ def test_held_out_sessions_make_two_more_configs(arrays, tmp_path):
     assert list(files) == ["trials", "units", "sessions", "pretrain", "held_out"]
     assert files["pretrain"][0] == {"split": "train", "path": ["trials/train/s1.parquet"]}
     assert files["held_out"][2] == {"split": "test", "path": ["trials/test/s2.parquet"]}
+    assert run("build", [str(out), "--arrays", *map(str, arrays), "--workers", "1"]) == 0
+    assert configs(out) == files
 
 
 def test_two_workers_write_what_one_writes(arrays, tmp_path):

@@ -158,6 +158,17 @@ def test_rates_of_a_trial_without_a_behaviour_are_encoded_from_the_others(predic
     assert np.isfinite(predict("--arrays", file, "--task", "encoding")["log_rates"]).all()
 
 
+def test_every_trial_is_predicted_whatever_its_choice_and_reaction_time(predict, tmp_path):
+    file = write_arrays(tmp_path / "bob.npz", simulate("bob"), np.arange(4))
+    with np.load(file) as arrays:
+        choice, reaction_time = np.array([0, 1, np.nan, -1]), np.array([0.3, 5.0, np.nan, 0.01])
+        np.savez(file, **{**arrays, "choice": choice, "reaction_time_s": reaction_time})
+    for task, name in (("encoding", "log_rates"), ("decoding", "choice")):
+        arrays = predict("--arrays", file, "--task", task)
+        assert arrays["trial_index"].tolist() == simulate("bob").trial_index[:4].tolist()
+        assert len(arrays[name]) == 4 and np.isfinite(arrays[name]).all()
+
+
 def test_the_batch_size_changes_nothing(predict, dataset):
     where = ("--dataset", dataset, "--session", "ann", "--task", "decoding")
     np.testing.assert_allclose(
@@ -211,7 +222,6 @@ def replaced(old: str, new: str):
         ({"meta": replaced('"go"', '"stop"')}, "(20, 0.05, -0.2, 'stop'), the model (20, 0.05, -0.2, 'go')"),
         ({"meta": replaced("[-0.2, 0.8]", "[0.0, 1.0]")}, "(20, 0.05, 0.0, 'go'), the model (20, 0.05, -0.2"),
         ({"spike_counts": lambda counts: counts[:, :, :7]}, "lacks 2 of the model's 9 units: bob/7"),
-        ({"choice": np.zeros_like}, "has no trial left: {'no choice': 10}"),
     ],
 )
 def test_arrays_that_do_not_fit_the_model_are_refused(error_of, tmp_path, changes, message):

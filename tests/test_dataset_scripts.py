@@ -126,6 +126,20 @@ def test_options_and_held_out_sessions_stay_those_of_the_dataset(cache, tmp_path
     assert (row["num_bins"], row["bin_size_s"]) == (20, 0.1)
 
 
+def test_what_an_interrupted_build_left_is_refreshed_and_added_to(cache, tmp_path):
+    first, second = eids(cache)
+    out, held_out = tmp_path / "out", tmp_path / "held_out.txt"
+    held_out.write_text(first)
+    argv = ["build", out, "--alf", cache, "--held-out", held_out, "--workers", "1"]
+    assert main([*map(str, argv)]) == 0
+    for script_name, argv in (("refresh", ()), ("one_session", ("--eid", first))):
+        for name in ("README.md", "dropped_sessions.json", f"sessions/{first}.parquet"):
+            (out / name).unlink(missing_ok=True)
+        script(script_name, out, "--alf", cache, *argv)
+    assert load_dataset(str(out), "held_out", split="test").unique("session") == [first]
+    assert load_dataset(str(out), "pretrain", split="test").unique("session") == [second]
+
+
 def test_what_cannot_be_done_is_said_in_one_line(cache, tmp_path):
     (message,) = refused("refresh", tmp_path, "--alf", cache)
     assert message == (
@@ -145,7 +159,7 @@ def test_without_a_cache_on_disk_the_paper_s_sessions_come_from_the_server(tmp_p
     monkeypatch.setattr(all_sessions, "convert_and_publish", lambda *arguments: asked.extend(arguments))
     monkeypatch.setattr(sys, "argv", ["all_sessions.py", str(tmp_path), "--cache-dir", "ONE"])
     all_sessions.main()
-    arguments, sessions, options, held_out, _ = asked
+    arguments, sessions, options, _, held_out = asked
     assert (len(set(sessions)), len(held_out), set(held_out) - set(sessions)) == (84, 10, set())
     assert options == ConversionOptions()
     opener = publishing.opener(arguments)

@@ -13,7 +13,7 @@ from neds_hf.errors import NEDSError
 from neds_hf.hub.push import push
 
 SESSIONS = ("ann", "bob", "cat")
-DATASET = {"README.md", "dropped_sessions.json"}
+DATASET = {"README.md", "dropped_sessions.json", "held_out.json"}
 DATASET |= {f"trials/{split}/{s}.parquet" for split in ("train", "validation", "test") for s in SESSIONS}
 DATASET |= {f"{table}/{session}.parquet" for table in ("units", "sessions") for session in SESSIONS}
 # The waits between attempts are cut; everything else is `neds push`.
@@ -90,7 +90,7 @@ def test_a_dataset_in_one_commit_then_only_what_changed(hub, lab, tmp_path):
     assert neds(lab, "push", other, "lab/recordings").returncode == 0
     last = hub.commits("dataset", "lab/recordings")[-1]
     assert last.deleted == {path for path in DATASET if "cat" in path}  # or `trials/*` would still find them
-    assert last.written == {"README.md"}
+    assert last.written == {"README.md", "held_out.json"}
 
 
 def test_a_model_without_checkpoints_pickles_and_private_files(hub, lab, model):

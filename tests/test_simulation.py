@@ -157,6 +157,12 @@ def test_an_interrupted_simulation_is_resumed(folder, tmp_path):
     assert not list((out / ".partial").iterdir())
 
 
+def test_a_folder_that_cannot_be_written_to_is_refused(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(NEDSError, match="file/mice: expected a folder that can be written to"):
+        simulate(tmp_path / "file" / "mice", sessions=1, trials=10, units=2)
+
+
 def test_a_folder_with_something_else_is_refused(folder, tmp_path):
     with pytest.raises(NEDSError, match="other options"):
         simulate(folder, sessions=2, seed=3, trials=99, units=12, probes=2)

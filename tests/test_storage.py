@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -13,6 +14,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 from datasets import ClassLabel, load_dataset
+from huggingface_hub import DatasetCard
 
 from neds_hf.data import storage
 from neds_hf.data.schema import ConversionOptions, Recording, split_of_trials
@@ -162,9 +164,50 @@ def test_without_held_out_sessions_there_is_no_config_of_them(tmp_path):
         load(tmp_path / "out", "held_out")
 
 
+def test_a_folder_that_cannot_be_written_to_is_one_error_before_anything_is_read(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    for out in (tmp_path / "file", tmp_path / "file" / "out"):
+        with pytest.raises(NEDSError, match=f"^{out}: expected a folder that can be written to"):
+            convert(out, [source("s1", not_to_be_read)], OPTIONS, BEHAVIORS)
+
+
 def test_an_unknown_held_out_session_is_refused(tmp_path):
+    """Before anything is read."""
     with pytest.raises(NEDSError, match="held-out session s9 is not among the sessions"):
-        convert(tmp_path / "out", [source("s1")], OPTIONS, BEHAVIORS, held_out=["s9"])
+        convert(tmp_path / "out", [source("s1", not_to_be_read)], OPTIONS, BEHAVIORS, held_out=["s9"])
+
+
+def pretrain_and_held_out(out: Path) -> list[list[str] | None]:
+    """Sessions of either config, as the card has them; None where it has no such config."""
+    configs = {config["config_name"]: config for config in DatasetCard.load(out / "README.md").data.configs}
+    files = [name in configs and configs[name]["data_files"][0]["path"] for name in ("pretrain", "held_out")]
+    return [paths and [Path(path).stem for path in paths] for paths in files]
+
+
+def test_a_held_out_session_that_was_dropped_is_held_out_when_it_comes_back(tmp_path):
+    convert(tmp_path, [source("s1", fail), source("s2")], OPTIONS, BEHAVIORS, held_out=["s1"])
+    convert(tmp_path, [source("s1")], OPTIONS, BEHAVIORS)
+    assert pretrain_and_held_out(tmp_path) == [["s2"], ["s1"]]
+
+
+def test_another_list_of_held_out_sessions_replaces_the_one_of_the_folder(tmp_path):
+    convert(tmp_path, [source("s1"), source("s2")], OPTIONS, BEHAVIORS, held_out=["s1"])
+    convert(tmp_path, [source("s1")], OPTIONS, BEHAVIORS, held_out=["s2"])
+    assert pretrain_and_held_out(tmp_path) == [["s1"], ["s2"]]
+
+
+def test_a_folder_from_before_the_list_has_the_held_out_sessions_of_its_card(tmp_path):
+    convert(tmp_path, [source("s1"), source("s2")], OPTIONS, BEHAVIORS, held_out=["s1"])
+    (tmp_path / "held_out.json").unlink()
+    convert(tmp_path, [source("s3")], OPTIONS, BEHAVIORS)
+    assert pretrain_and_held_out(tmp_path) == [["s2", "s3"], ["s1"]]
+
+
+def test_held_out_sessions_are_kept_when_the_first_conversion_is_interrupted(tmp_path):
+    with pytest.raises(AssertionError):
+        convert(tmp_path, [source("s1"), source("s2", not_to_be_read)], OPTIONS, BEHAVIORS, held_out=["s2"])
+    convert(tmp_path, [source("s1"), source("s2")], OPTIONS, BEHAVIORS)
+    assert pretrain_and_held_out(tmp_path) == [["s1"], ["s2"]]
 
 
 def test_a_converted_session_is_not_read_again_until_its_data_change(tmp_path):
@@ -187,6 +230,26 @@ def test_what_an_interrupted_conversion_left_is_converted_again(tmp_path):
     assert not list(out.rglob("*s2*"))
     assert convert(out, [source("s2")], OPTIONS, BEHAVIORS)["converted"] == 1
     assert load(out, "trials", split="train").num_rows == 14
+
+
+def test_files_of_the_user_s_own_are_left_where_they_are(tmp_path):
+    files = [tmp_path / name for name in ("trials/m1/day0.npz", "trials/train/a.txt", "units/my/units.csv")]
+    for file in files:
+        file.parent.mkdir(parents=True)
+        file.write_text("mine")
+    convert(tmp_path, [source("s1")], OPTIONS, BEHAVIORS)
+    assert [file.read_text() for file in files] == ["mine"] * 3
+
+
+def test_a_folder_with_parquet_files_of_another_origin_is_refused(tmp_path):
+    file = tmp_path / "units" / "mine.parquet"
+    file.parent.mkdir()
+    file.write_text("mine")
+    with pytest.raises(
+        NEDSError, match=r"units/mine.parquet is no file of `neds build`: convert into another"
+    ):
+        convert(tmp_path, [source("s1")], OPTIONS, BEHAVIORS)
+    assert file.exists()
 
 
 @pytest.mark.parametrize(
@@ -236,6 +299,27 @@ def test_a_failing_session_is_recorded_and_stops_no_other(tmp_path):
     ]
     convert(out, [source("s1")], OPTIONS, BEHAVIORS)
     assert json.loads(dropped.read_text()) == {}
+
+
+@pytest.mark.parametrize("error", [ValueError, TypeError, KeyError, MemoryError])
+def test_a_session_that_fails_unexpectedly_stops_no_other(tmp_path, error):
+    def read():
+        raise error("cheese")
+
+    counts = convert(tmp_path, [Source("s1", "1", read), source("s2")], OPTIONS, BEHAVIORS)
+    assert counts["converted"] == 1
+    reason = json.loads((tmp_path / "dropped_sessions.json").read_text())["s1"]
+    assert reason.startswith(f"cannot be read: {error.__name__}: ") and "cheese" in reason
+
+
+def be_killed(session: str) -> Recording:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_killed_worker_is_one_error_that_says_how_to_go_on(tmp_path):
+    sources = [source("s1", be_killed), source("s2", be_killed)]
+    with pytest.raises(NEDSError, match="probably for want of memory: --workers 1 needs less; run again"):
+        convert(tmp_path, sources, OPTIONS, BEHAVIORS, workers=2)
 
 
 def test_a_session_that_fails_after_a_change_leaves_nothing_stale(tmp_path):

@@ -10,7 +10,7 @@ from neds_hf.cli.config import use_config
 from neds_hf.data.arrays import array_sources, has_reaction_times
 from neds_hf.data.builder import BEHAVIORS, one_sources, open_openalyx
 from neds_hf.data.schema import CAMERAS, NUM_FOLDS, ConversionOptions
-from neds_hf.data.storage import convert, summary
+from neds_hf.data.storage import convert, held_out_sessions, summary
 from neds_hf.errors import NEDSError
 
 REPEATED_SITE = "repeated-site"
@@ -33,7 +33,7 @@ def main(argv: list[str] | None = None) -> None:
         "whisker_camera": args.whisker_camera,
     }
     options = ConversionOptions(**{name: value for name, value in given.items() if value is not None})
-    held_out = read_ids(args.held_out) if args.held_out else []
+    held_out = read_ids(args.held_out) if args.held_out else held_out_sessions(args.out)
     sessions = read_ids(args.sessions) if args.sessions else None
     if args.cache_dir and not args.eids:
         raise NEDSError("--cache-dir is for --eids")
@@ -167,7 +167,8 @@ def parser() -> argparse.ArgumentParser:
         "--held-out",
         type=Path,
         metavar="FILE",
-        help="session ids, one a line, of the config 'held_out'; the others form 'pretrain'",
+        help="session ids, one a line, of the config 'held_out'; the others form 'pretrain' (default: as OUT "
+        "has them)",
     )
     parser.add_argument(
         "--sessions", type=Path, metavar="FILE", help="convert only these session ids, one a line"

@@ -7,7 +7,7 @@ import numpy as np
 from torch.utils.data import DataLoader
 
 from neds_hf.data.arrays import array_names, read_arrays
-from neds_hf.data.schema import IBL_BEHAVIORS, SPLITS, ConversionOptions
+from neds_hf.data.schema import IBL_BEHAVIORS, SPLITS
 from neds_hf.errors import NEDSError
 from neds_hf.models import NEDSProcessor
 from neds_hf.training.fit import split_loader
@@ -82,7 +82,7 @@ def from_arrays(processor: NEDSProcessor, arguments) -> tuple[str, np.ndarray, n
     path, there = arguments.arrays, array_names(arguments.arrays)
     named = [name for name in processor.behaviors if name in there and name not in IBL_BEHAVIORS]
     classes = {name: tuple(given) for name, given in processor.behaviors.items() if given is not None}
-    recording = read_arrays(path, ConversionOptions(), named, classes)
+    recording = read_arrays(path, None, named, classes)
     check_known(processor, recording.session)
     found = (recording.spike_counts.shape[1], recording.bin_size_s, recording.window_s[0])
     expected = (processor.num_bins, processor.bin_size_s, processor.window_start_s)
@@ -92,7 +92,7 @@ def from_arrays(processor: NEDSProcessor, arguments) -> tuple[str, np.ndarray, n
             f"the model {(*expected, processor.align_event)}"
         )
     if len(recording.trial_index) == 0:
-        raise NEDSError(f"{path} has no trial left: {recording.dropped_trials}")
+        raise NEDSError(f"{path} has no trial")
     places = {uuid: place for place, uuid in enumerate(recording.units["uuid"])}
     wanted = processor.session(recording.session)["units"]
     missing = [uuid for uuid in wanted if uuid not in places]

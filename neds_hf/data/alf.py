@@ -6,7 +6,9 @@ here, so that none is ever unpickled.
 """
 
 import hashlib
+import os
 import re
+import tempfile
 import uuid
 import warnings
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -42,7 +44,8 @@ def open_local(cache_dir: str | Path):
     sessions added later, until they are deleted.
 
     Raises:
-        NEDSError: No such folder, no session in it, tables that cannot be written, or ONE is not installed.
+        NEDSError: No such folder, no session in it, tables that cannot be written or are damaged, or ONE is not
+            installed.
     """
     try:
         from one.api import One
@@ -53,7 +56,17 @@ def open_local(cache_dir: str | Path):
         raise NEDSError(f"{cache_dir}: no such folder, expected one with ALF sessions")
     if not all((cache_dir / name).is_file() for name in _CACHE_TABLES):
         make_cache_tables(cache_dir)
-    return One(cache_dir=cache_dir, mode="local")
+    try:
+        return One(cache_dir=cache_dir, mode="local")
+    except (OSError, ValueError) as error:
+        raise _damaged_tables(cache_dir, error) from error
+
+
+def _damaged_tables(cache_dir: Path, reason: object) -> NEDSError:
+    return NEDSError(
+        f"{cache_dir}: its ONE cache tables are damaged ({reason}): delete both, {' and '.join(_CACHE_TABLES)}, "
+        "and they are made anew"
+    )
 
 
 def make_cache_tables(cache_dir: str | Path) -> None:
@@ -63,30 +76,48 @@ def make_cache_tables(cache_dir: str | Path) -> None:
     subject, date and number) wherever and whenever they are made: the split of its trials depends on it.
 
     Raises:
-        NEDSError: No session is found, or the folder cannot be written to.
+        NEDSError: No session is found, one is not in its place or behind a link, or the folder cannot be written
+            to.
     """
     from iblutil.io import parquet
     from one.alf.cache import make_parquet_db
 
     cache_dir = Path(cache_dir)
-    sessions_file, datasets_file = (cache_dir / name for name in _CACHE_TABLES)
+    for alf in cache_dir.glob("*/Subjects/*/*/*/alf"):
+        _, date, subject, subjects, lab = alf.parents[:5]
+        if link := next(
+            (folder for folder in (lab, subjects, subject, date, alf) if folder.is_symlink()), None
+        ):
+            raise NEDSError(
+                f"{link} is a link, which ONE's tables do not follow: put the folder itself there"
+            )
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder:
             warnings.simplefilter("ignore", RuntimeWarning)  # no session: said below
-            make_parquet_db(cache_dir, hash_ids=False)
-        sessions, sessions_origin = parquet.load(sessions_file)
-        datasets, datasets_origin = parquet.load(datasets_file)
+            files = make_parquet_db(cache_dir, folder, hash_ids=False)
+            (sessions, sessions_origin), (datasets, datasets_origin) = map(parquet.load, files)
         if sessions.empty:
-            sessions_file.unlink()
-            datasets_file.unlink()
             raise NEDSError(
                 f"{cache_dir}: no ALF session found, expected LAB/Subjects/SUBJECT/YYYY-MM-DD/001/alf/..."
             )
+        for row in sessions.itertuples():
+            place = Path(row.lab, "Subjects" if row.lab else "", row.subject, str(row.date))
+            if not (cache_dir / place).is_dir():
+                raise NEDSError(
+                    f"{cache_dir}: expected the folder above LAB/Subjects, found a session that is not at {place} "
+                    "in it"
+                )
         datasets["id"] = [_uuid(f"{eid}/{path}") for eid, path in zip(datasets["eid"], datasets["id"])]
         datasets["eid"] = datasets["eid"].map(_uuid)
         sessions["id"] = sessions["id"].map(_uuid)
-        parquet.save(sessions_file, sessions.set_index("id"), sessions_origin)
-        parquet.save(datasets_file, datasets.set_index(["eid", "id"]), datasets_origin)
+        tables = {
+            "datasets.pqt": (datasets.set_index(["eid", "id"]), datasets_origin),
+            "sessions.pqt": (sessions.set_index("id"), sessions_origin),
+        }
+        for name, table in tables.items():  # each whole or not at all, as another process may be at it too
+            temporary = cache_dir / f".{name}.{os.getpid()}.tmp"
+            parquet.save(temporary, *table)
+            os.replace(temporary, cache_dir / name)
     except OSError as error:
         raise NEDSError(
             f"{cache_dir} has no ONE cache tables ({', '.join(_CACHE_TABLES)}) and they cannot be written "
@@ -100,12 +131,24 @@ def _uuid(path: str) -> str:
 
 
 def list_sessions(one) -> list[str]:
-    """Ids of the sessions in ONE's cache tables that hold both trials and sorted spikes, sorted."""
+    """Ids of the sessions in ONE's cache tables, sorted: those on disk, and those with trials and sorted spikes.
+
+    Raises:
+        NEDSError: The tables are damaged.
+    """
     names = one.list_datasets(details=True)["rel_path"].str.rsplit("/", n=1).str[-1]
     eids = names.index.get_level_values("eid")
     with_spikes = set(eids[names == "spikes.times.npy"])
     with_trials = set(eids[names.isin(("_ibl_trials.table.pqt", "_ibl_trials.choice.npy"))])
-    return sorted(map(str, with_spikes & with_trials))
+    whole = with_spikes & with_trials
+    try:
+        return sorted(
+            str(uuid.UUID(str(eid)))
+            for eid in set(eids)
+            if eid in whole or (one.offline and one.eid2path(eid).is_dir())
+        )
+    except ValueError as error:
+        raise _damaged_tables(one.cache_dir, error) from error
 
 
 def repeated_site_sessions() -> dict[str, list[str]]:
@@ -429,7 +472,8 @@ def _read_units(datasets: _SessionDatasets, probe: str, folder: str) -> pd.DataF
 
     units = pd.DataFrame({"uuid": None, "probe": probe}, index=range(num_units), dtype=object)
     if (uuids := optional("clusters.uuids.csv")) is not None:
-        units["uuid"] = per_unit("clusters.uuids.csv", uuids.iloc[:, 0]).astype(object)
+        uuids = uuids.iloc[:, 0].map(str, na_action="ignore")
+        units["uuid"] = per_unit("clusters.uuids.csv", uuids).astype(object)
     allen_ids = optional("channels.brainLocationIds_ccf_2017.npy")
     if allen_ids is not None:
         allen_ids = per_channel("channels.brainLocationIds_ccf_2017.npy", allen_ids)
@@ -438,6 +482,10 @@ def _read_units(datasets: _SessionDatasets, probe: str, folder: str) -> pd.DataF
     depths = optional("clusters.depths.npy")
     units["depth_um"] = np.nan if depths is None else per_unit("clusters.depths.npy", depths)
     mlapdv_um = optional("channels.mlapdv.npy")
+    if mlapdv_um is not None and mlapdv_um.shape[1:] != (3,):
+        raise NEDSError(
+            f"{datasets.session}: {folder}/channels.mlapdv.npy is {mlapdv_um.shape}, expected (channels, 3)"
+        )
     units[["x_um", "y_um", "z_um"]] = (
         np.nan if mlapdv_um is None else per_channel("channels.mlapdv.npy", mlapdv_um).astype(float)
     )
@@ -445,7 +493,9 @@ def _read_units(datasets: _SessionDatasets, probe: str, folder: str) -> pd.DataF
     if metrics is None or not {"cluster_id", "label"} <= set(metrics):
         units["label"] = np.nan
     else:  # may lack clusters
-        units["label"] = metrics.set_index("cluster_id")["label"].reindex(range(num_units)).to_numpy(float)
+        labels = metrics.drop_duplicates("cluster_id").set_index("cluster_id")["label"]
+        labels = pd.to_numeric(labels, errors="coerce").reindex(range(num_units))
+        units["label"] = labels.to_numpy(float, na_value=np.nan)
     return units
 
 

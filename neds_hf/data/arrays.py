@@ -25,7 +25,7 @@ META_KEYS = ("session", "bin_size_s", "align_event", "window_s")
 
 def read_arrays(
     path: str | Path,
-    options: ConversionOptions,
+    options: ConversionOptions | None,
     behaviors: Iterable[str] | None = None,
     classes: dict[str, tuple[str, ...]] | None = None,
 ) -> Recording:
@@ -33,11 +33,11 @@ def read_arrays(
 
     Args:
         options: Only the reaction-time limits apply, where the file has `reaction_time_s`: window, bin size
-            and event are those of the file's `meta`.
+            and event are those of the file's `meta`. None drops no trial.
         behaviors: Variables besides the IBL ones that the file must hold: (trials, bins) is continuous,
-            (trials,) categorical. `choice` (-1 right, +1 left, 0 no-go: the trial is dropped), `block` or
-            `probability_left` (0.2, 0.5, 0.8), `wheel_speed` and `whisker_motion_energy` are read where
-            present.
+            (trials,) categorical. `choice` (-1 right, +1 left, 0 no-go: missing, and with `options` the trial
+            is dropped), `block` or `probability_left` (0.2, 0.5, 0.8), `wheel_speed` and
+            `whisker_motion_energy` are read where present.
         classes: Class names of the named categorical behaviours, where other files have other values too
             (`classes_of`).
 
@@ -67,9 +67,9 @@ def read_arrays(
             categorical[name] = _class_indices(path, name, values, classes[name])
 
     drops = {}
-    if "choice" in kinds:
+    if options and "choice" in kinds:
         drops["no choice"] = _array(path, arrays, "choice", shape[:1]) == 0
-    if "reaction_time_s" in arrays:
+    if options and "reaction_time_s" in arrays:
         low, high = options.reaction_time_s
         reaction_time = _array(path, arrays, "reaction_time_s", shape[:1])
         drops["reaction time"] = ~((reaction_time >= low) & (reaction_time <= high))
@@ -204,7 +204,8 @@ def _load(path: Path, arrays: np.lib.npyio.NpzFile, name: str) -> np.ndarray:
     if name not in arrays:
         raise NEDSError(f"{path}: array {name!r} is missing; the file has {', '.join(arrays)}")
     try:
-        return arrays[name]
+        values = arrays[name]
+        return np.char.decode(values, "utf-8") if values.dtype.kind == "S" else values
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise NEDSError(f"{path}: array {name!r} cannot be read ({error})") from None
 
@@ -222,11 +223,14 @@ def _meta(path: Path, arrays: np.lib.npyio.NpzFile) -> dict:
         meta = json.loads(str(text))
     except json.JSONDecodeError as error:
         raise NEDSError(f"{path}: meta is not JSON ({error})") from None
+    if isinstance(meta, dict):
+        meta = {key: value for key, value in meta.items() if value is not None}
     found = list(meta) if isinstance(meta, dict) else [type(meta).__name__]
     if missing := [key for key in META_KEYS if key not in found]:
         raise NEDSError(f"{path}: meta lacks {', '.join(missing)}; it holds {', '.join(found)}")
-    if not isinstance(meta["session"], str):
-        raise NEDSError(f"{path}: the session of meta must be text, found {meta['session']!r}")
+    for key in ("session", "align_event", "subject", "lab", "date", "source"):
+        if not isinstance(meta.get(key, ""), str):
+            raise NEDSError(f"{path}: {key} of meta must be text, found {meta[key]!r}")
     if not isinstance(meta["bin_size_s"], int | float):
         raise NEDSError(f"{path}: bin_size_s of meta must be a number, found {meta['bin_size_s']!r}")
     window = meta["window_s"]
@@ -351,7 +355,7 @@ def _class_indices(path: Path, name: str, values: np.ndarray, names: tuple[str, 
 
 
 def _is_missing(values: np.ndarray) -> np.ndarray:
-    return np.isnan(values) if values.dtype.kind == "f" else np.zeros(len(values), bool)
+    return np.isnan(values) if values.dtype.kind == "f" else np.isin(values.astype(str), ("", "nan"))
 
 
 def _class_name(value: np.generic) -> str:

@@ -11,6 +11,8 @@ from neds_hf.errors import NEDSError
 
 # Interpolating over a longer pause between two samples would invent data.
 MAX_GAP_S = 0.1
+# A longer recording of the wheel is a wrong timestamp; at 1000 Hz it would not fit into memory.
+MAX_WHEEL_S = 86_400
 
 
 def bin_spikes(
@@ -134,7 +136,8 @@ def wheel_speed(timestamps_s: np.ndarray, position_rad: np.ndarray) -> tuple[np.
         Times in seconds and speed in rad/s, both (samples at 1000 Hz,).
 
     Raises:
-        NEDSError: Lengths differ, values are not finite, times go back, or less than 0.1 s is recorded.
+        NEDSError: Lengths differ, values are not finite, times go back, or less than 0.1 s or more than
+            `MAX_WHEEL_S` is recorded.
     """
     sampling_rate_hz, corner_hz, order = 1000, 20, 8
     timestamps_s, position_rad = np.asarray(timestamps_s, float), np.asarray(position_rad, float)
@@ -146,6 +149,10 @@ def wheel_speed(timestamps_s: np.ndarray, position_rad: np.ndarray) -> tuple[np.
         raise NEDSError("wheel timestamps go back in time")
     if len(timestamps_s) < 2 or timestamps_s[-1] - timestamps_s[0] < 0.1:
         raise NEDSError("the wheel is recorded for less than 0.1 s")
+    if timestamps_s[-1] - timestamps_s[0] > MAX_WHEEL_S:
+        raise NEDSError(
+            f"wheel timestamps go from {timestamps_s[0]:g} to {timestamps_s[-1]:g} s, expected at most a day"
+        )
     times_s = np.arange(timestamps_s[0], timestamps_s[-1], 1 / sampling_rate_hz)
     position = np.interp(times_s, timestamps_s, position_rad)
     low_pass = butter(order, corner_hz, fs=sampling_rate_hz, output="sos")

@@ -1,6 +1,7 @@
 """Sessions of a ONE cache as a dataset: for ``neds build``, and as ``load_dataset("ibl_repeated_site")``."""
 
 import hashlib
+import multiprocessing
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -51,7 +52,7 @@ def one_sources(
     there = list_sessions(one)
     sessions = there if sessions is None else list(sessions)
     if not sessions:
-        raise NEDSError(f"{one.cache_dir}: no session with trials and sorted spikes")
+        raise NEDSError(f"{one.cache_dir}: no session in its ONE cache tables")
     return [
         Source(
             session=session,
@@ -155,6 +156,11 @@ class IBLRepeatedSite(ArrowBasedBuilder):
         # `load_dataset` lists the files itself, by patterns that miss some: `data_files` is left aside.
         if data_dir is None:
             raise NEDSError('ibl_repeated_site needs data_dir="...", the folder of a ONE cache')
+        if getattr(multiprocessing.current_process(), "_inheriting", False):
+            raise NEDSError(
+                'with num_proc, load_dataset belongs under `if __name__ == "__main__":`, as every process that '
+                "it starts runs the script again"
+            )
         from neds_hf.data.alf import open_local
 
         data_dir = str(Path(data_dir).expanduser().resolve())

@@ -30,7 +30,7 @@ def license_of(sessions: pd.DataFrame) -> str:
 
 
 def _origin(lab: str, provenance: dict) -> str:
-    source = provenance.get("source", "")
+    source = provenance.get("source") or ""
     if lab == SIMULATED_LAB or "simulat" in source.lower():
         return "simulated"
     return "real" if source or "signals" in provenance else "unknown"

@@ -116,8 +116,8 @@ def simulate(out: str | Path, sessions: int = 10, workers: int = 1, **options) -
         Session ids, in order of session number.
 
     Raises:
-        NEDSError: Unusable options; `out` holds something else, or a simulation with other options or more
-            sessions; ONE-api is not installed.
+        NEDSError: Unusable options; `out` cannot be written to, or holds something else, or a simulation with
+            other options or more sessions; ONE-api is not installed.
     """
     if sessions < 1 or workers < 1:
         raise NEDSError(f"at least 1 session and 1 worker are needed, not {sessions} and {workers}")
@@ -210,11 +210,14 @@ def _claim_folder(out: Path, options: SimulationOptions) -> None:
             raise NEDSError(f"{out} holds a simulation with other options: {found}, asked for {wanted}")
     elif out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise NEDSError(f"{out} is neither empty nor a simulation (it has no simulation.json)")
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "ground_truth").mkdir(exist_ok=True)
-    shutil.rmtree(out / ".partial", ignore_errors=True)
-    (out / ".partial").mkdir()
-    file.write_text(json.dumps(wanted, indent=1) + "\n")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "ground_truth").mkdir(exist_ok=True)
+        shutil.rmtree(out / ".partial", ignore_errors=True)
+        (out / ".partial").mkdir()
+        file.write_text(json.dumps(wanted, indent=1) + "\n")
+    except OSError as error:
+        raise NEDSError(f"{out}: expected a folder that can be written to ({error})") from error
 
 
 def _probe_names(probes: int) -> list[str]:

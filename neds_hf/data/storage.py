@@ -14,6 +14,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import version
@@ -28,6 +29,7 @@ from huggingface_hub import DatasetCard, DatasetCardData
 from tqdm.auto import tqdm
 
 from neds_hf.cards.rendering import origin_in_words, render
+from neds_hf.data.alf import repeated_site_sessions
 from neds_hf.data.origin import license_of, origins
 from neds_hf.data.schema import (
     SESSION_FEATURES,
@@ -71,7 +73,7 @@ def convert(
     sources: list[Source],
     options: ConversionOptions,
     behaviors: Behaviors,
-    held_out: Iterable[str] = (),
+    held_out: Iterable[str] | None = None,
     workers: int = 1,
 ) -> Counter:
     """Convert sessions into the dataset folder `out`, and write its card.
@@ -82,15 +84,17 @@ def convert(
     Args:
         options: Their window, bin and event must be those of every recording.
         behaviors: Behaviour columns of the dataset, whether or not a session has them.
-        held_out: Sessions of the config `held_out`; the others form the config `pretrain`.
+        held_out: Sessions of the config `held_out` (default: those of `out`); the others form the config
+            `pretrain`. Kept in ``out/held_out.json``, as one may be converted later.
         workers: Number of processes.
 
     Returns:
         How many sessions were `converted`, `unchanged` and `dropped`.
 
     Raises:
-        NEDSError: Two sources have one session id, `out` holds a conversion with other options or behaviours,
-            a held-out session is unknown, or no session could be converted.
+        NEDSError: Two sources have one session id, a held-out session is unknown, `out` cannot be written to or
+            holds a conversion with other options or behaviours or foreign Parquet files, no session could be
+            converted, or a process was killed.
     """
     out = Path(out)
     _check_session_ids([source.session for source in sources])
@@ -98,7 +102,18 @@ def convert(
     marks = provenances(out)
     for session, mark in marks.items():
         _check_same_conversion(out, session, mark, conversion)
+    dropped, stored = dropped_sessions(out), held_out_sessions(out)
+    held_out = stored if held_out is None else sorted({*held_out})
+    known = {*stored, *marks, *dropped, *(source.session for source in sources)}
+    known.update(*repeated_site_sessions().values())
+    if unknown := set(held_out) - known:
+        raise NEDSError(f"held-out session {min(unknown)} is not among the sessions of {out}")
     _remove_uncommitted(out, marks)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        _write_text(out / "held_out.json", json.dumps(held_out, indent=2) + "\n")
+    except OSError as error:
+        raise NEDSError(f"{out}: expected a folder that can be written to ({error})") from error
 
     done = {session: (mark["fingerprint"], mark["version"]) for session, mark in marks.items()}
     todo = [
@@ -107,8 +122,6 @@ def convert(
         if done.get(source.session) != (source.fingerprint, conversion["version"])
     ]
     counts = Counter(unchanged=len(sources) - len(todo))
-    dropped_file = out / "dropped_sessions.json"
-    dropped = json.loads(dropped_file.read_text()) if dropped_file.exists() else {}
     task = partial(_convert_session, out=out, options=options, behaviors=behaviors)
     with tqdm(total=len(sources), initial=len(sources) - len(todo), desc="build", unit="session") as bar:
         for session, reason in _outcomes(task, todo, workers):
@@ -119,26 +132,26 @@ def convert(
             bar.update()
             bar.set_postfix(converted=counts["converted"], dropped=counts["dropped"])
 
-    out.mkdir(parents=True, exist_ok=True)
+    dropped_file = out / "dropped_sessions.json"
     _write_text(dropped_file, json.dumps(dict(sorted(dropped.items())), indent=2) + "\n")
     if not counts["converted"] + counts["unchanged"]:
         reasons = "\n  ".join(f"{source.session}: {dropped[source.session]}" for source in sources[:5])
         more = f"\n  ... {len(sources) - 5} more in {dropped_file}" if len(sources) > 5 else ""
         raise NEDSError(f"none of {len(sources)} sessions could be converted:\n  {reasons}{more}")
-    write_card(out, held_out)
+    write_card(out)
     return counts
 
 
 def summary(out: Path) -> str:
     """What a dataset folder holds and what was dropped on the way, in a few lines."""
     sessions = _read_sessions(out)
-    dropped_sessions = json.loads((Path(out) / "dropped_sessions.json").read_text())
+    dropped = dropped_sessions(out)
     trials = {split: int(sessions[f"{split}_trials"].sum()) for split in SPLITS}
     splits = ", ".join(f"{number} {split}" for split, number in trials.items())
     return "\n".join(
         [
-            f"sessions: {len(sessions)} kept, {len(dropped_sessions)} dropped",
-            *(f"  dropped {session}: {reason}" for session, reason in dropped_sessions.items()),
+            f"sessions: {len(sessions)} kept, {len(dropped)} dropped",
+            *(f"  dropped {session}: {reason}" for session, reason in dropped.items()),
             f"trials: {sum(trials.values())} kept ({splits})",
             *_drop_lines(sessions["dropped_trials"]),
             f"units: {sessions['num_units'].sum()} kept",
@@ -147,22 +160,14 @@ def summary(out: Path) -> str:
     )
 
 
-def write_card(out: Path, held_out: Iterable[str] = ()) -> None:
+def write_card(out: Path) -> None:
     """Write ``out/README.md``, whose header tells `load_dataset` which files belong to which config.
 
-    Args:
-        held_out: Sessions of the config `held_out`; the others form the config `pretrain`. A config that
-            would be empty is left out.
-
-    Raises:
-        NEDSError: A held-out session is neither in the dataset nor among its dropped sessions.
+    A config that would be empty is left out.
     """
     out = Path(out)
     sessions = _read_sessions(out)
-    held_out = set(held_out)
-    dropped = json.loads((out / "dropped_sessions.json").read_text())
-    if unknown := held_out - set(sessions["session"]) - set(dropped):
-        raise NEDSError(f"held-out session {min(unknown)} is not among the sessions of {out}")
+    held_out = {*held_out_sessions(out)} & {*sessions["session"]}
     configs = [
         {"config_name": "trials", "default": True, "data_files": _trial_files(["*"])},
         {"config_name": "units", "data_files": [{"split": "train", "path": "units/*.parquet"}]},
@@ -221,12 +226,22 @@ def provenances(out: Path) -> dict[str, dict]:
 
 
 def held_out_sessions(out: Path) -> list[str]:
-    """Sessions of the config `held_out` of a dataset folder."""
-    configs = {
-        config["config_name"]: config for config in DatasetCard.load(Path(out) / "README.md").data.configs
-    }
+    """Sessions that are held out of pretraining, whether or not they are converted already."""
+    listed, card = Path(out) / "held_out.json", Path(out) / "README.md"
+    if listed.exists():
+        return json.loads(listed.read_text())
+    if not card.exists():
+        return []
+    # A folder of before there was the list.
+    configs = {config["config_name"]: config for config in DatasetCard.load(card).data.configs or ()}
     files = configs.get("held_out", {"data_files": [{"path": []}]})["data_files"][0]["path"]
     return [Path(file).stem for file in files]
+
+
+def dropped_sessions(out: Path) -> dict[str, str]:
+    """Session to why it could not be used."""
+    file = Path(out) / "dropped_sessions.json"
+    return json.loads(file.read_text()) if file.exists() else {}
 
 
 def trial_files(out: Path, split: str, sessions: Iterable[str]) -> list[Path]:
@@ -291,8 +306,13 @@ def _describe(behaviors: Behaviors) -> str:
 
 
 def _remove_uncommitted(out: Path, committed: Iterable[str]) -> None:
-    """Remove what an interrupted conversion left, or the card's patterns would pick it up."""
-    for file in [*out.glob("trials/*/*"), *out.glob("units/*"), *out.glob("sessions/.*")]:
+    """Remove what an interrupted conversion left, or the card's patterns would pick it up; nothing else."""
+    folders = (*(f"trials/{split}" for split in SPLITS), "units", "sessions")
+    names = ("*.parquet", ".*.parquet.*.tmp")
+    files = [file for folder in folders for name in names for file in out.glob(f"{folder}/{name}")]
+    if files and not committed and not (out / "held_out.json").exists():
+        raise NEDSError(f"{files[0]} is no file of `neds build`: convert into another folder")
+    for file in files:
         if file.stem not in committed:
             file.unlink()
 
@@ -311,6 +331,11 @@ def _outcomes(
         try:
             for future in as_completed(futures):
                 yield futures[future], future.result()
+        except BrokenProcessPool:
+            raise NEDSError(
+                "a process that converts sessions was ended, probably for want of memory: --workers 1 needs less; "
+                "run again to go on"
+            ) from None
         finally:
             pool.shutdown(cancel_futures=True)
 
@@ -339,10 +364,12 @@ def _convert_session(
                     _wait_for(writing)
                 writing.append(pool.submit(write_table, out / folder / file, table))
         _wait_for(writing)
-    except NEDSError as error:
-        for path in [*out.glob(f"trials/*/{file}"), *out.glob(f"units/{file}")]:
-            path.unlink()
-        return str(error).removeprefix(f"{source.session}: ")
+    except (NEDSError, ValueError, TypeError, KeyError, MemoryError) as error:
+        for folder in (*(f"trials/{split}" for split in SPLITS), "units"):
+            (out / folder / file).unlink(missing_ok=True)
+        if isinstance(error, NEDSError):
+            return str(error).removeprefix(f"{source.session}: ")
+        return f"cannot be read: {type(error).__name__}: {' '.join(str(error).split())}"
     return None
 
 

@@ -20,6 +20,7 @@ FILES = {
     "dataset": (
         "README.md",
         "dropped_sessions.json",
+        "held_out.json",
         "trials/*/*.parquet",
         "units/*.parquet",
         "sessions/*.parquet",
