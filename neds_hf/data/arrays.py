@@ -305,6 +305,10 @@ def _behavior_kinds(path: Path, arrays: np.lib.npyio.NpzFile, named: Iterable[st
             continue
         if name in (*TRIAL_COLUMNS, "meta", "unit_region"):
             raise NEDSError(f"{path}: {name} is not a behaviour")
+        from neds_hf.models.configuration_neds import UNUSABLE_NAME, usable_name  # seconds: torch
+
+        if not usable_name(name):
+            raise NEDSError(f"{path}: a behaviour cannot be named {name!r}: {UNUSABLE_NAME}")
         values = _load(path, arrays, name)
         if values.ndim not in (1, 2):
             raise NEDSError(f"{path}: {name} is {values.shape}, expected (trials, bins) or (trials,)")
