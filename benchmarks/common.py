@@ -33,9 +33,13 @@ def neds(command: str, *arguments: object) -> None:
 
 def scores_of_training(dataset: Path, run: Path, seed: int, *options: object) -> dict[str, float]:
     """Train on one session as `ALONE` says, with further options, where that is not done; its test metrics."""
+    return scores_of_run(run, "pretrain", "--dataset", dataset, "--seed", seed, *TRAINED_ON, *ALONE, *options)
+
+
+def scores_of_run(run: Path, command: str, *options: object) -> dict[str, float]:
+    """Run the command that trains a model into this folder, where that is not done; its test metrics."""
     if not (run / "metrics.json").exists():
-        where = ("--dataset", dataset, "--output", run, "--seed", seed)
-        neds("pretrain", *where, *TRAINED_ON, *ALONE, *options)
+        neds(command, "--output", run, *options)
     return json.loads((run / "metrics.json").read_text())["mean"]
 
 

@@ -2,8 +2,8 @@
 
     python benchmarks/folds.py --recording dy016.npz --output fold_runs
 
-All learn from the training and validation trials of a fold. Writes `folds.csv` beside this file and its table into
-RESULTS.md. What is finished is not repeated.
+All learn from the training and validation trials of a fold; one NEDS is pretrained on simulated mice. Writes
+`folds.csv` beside this file and its table into RESULTS.md. What is finished is not repeated.
 """
 
 import argparse
@@ -20,6 +20,7 @@ from common import (
     markdown,
     neds,
     scores_of_baseline,
+    scores_of_run,
     scores_of_training,
     write_table,
 )
@@ -37,12 +38,22 @@ NEDS = {
     "NEDS, in bf16": ("neds-bf16", ("--bf16",)),
     "NEDS, roots and smoothed labels": ("neds-roots", ROOTS),
 }
-# Name to that of the models whose predictions are averaged.
-ENSEMBLES = {
-    "NEDS, seeds averaged": "NEDS",
-    "NEDS, roots and smoothed labels, seeds averaged": "NEDS, roots and smoothed labels",
+# The one with roots and smoothed labels, fine-tuned from a model of simulated mice.
+FROM_MICE = "NEDS, pretrained on simulated mice"
+MICE = ("--sessions", 12, "--trials", 400, "--units", 120, "--seed", 21)
+PRETRAINING = ("--learning_rate", "3e-3", "--num_train_epochs", 60, "--set", "stabilized_counts=true")
+FINE_TUNING = (
+    *("--learning_rate", "1e-3", "--num_train_epochs", 200, "--mixup", 0.3),
+    *("--set", "label_smoothing=0.2"),
+)
+# Those of which the seeds' predictions are averaged, and which are compared with the best baseline.
+SEVERAL = {
+    "NEDS": "neds",
+    "NEDS, roots and smoothed labels": "neds-roots",
+    FROM_MICE: "neds-from-mice",
 }
-COMPARED = ("NEDS", "NEDS, roots and smoothed labels", *ENSEMBLES)  # with the best baseline
+ENSEMBLES = {f"{name}, seeds averaged": folder for name, folder in SEVERAL.items()}
+COMPARED = (*SEVERAL, *ENSEMBLES)
 
 
 def measure(recording: Path, output: Path, seeds: list[int]) -> pd.DataFrame:
@@ -52,7 +63,10 @@ def measure(recording: Path, output: Path, seeds: list[int]) -> pd.DataFrame:
         dataset = output / f"fold-{fold}" / "dataset"
         if not dataset.exists():
             neds("build", dataset, "--arrays", recording, "--fold", fold)
-        (session,) = open_recordings(dataset).session_ids
+        recordings = open_recordings(dataset)
+        (session,) = recordings.session_ids
+        window = recordings.sessions[["window_start_s", "window_end_s"]].iloc[0]
+        pretrained = model_of_mice(output / "mice", window)
         for method in (*BASELINES, *ONE_TASK):
             training = (*TRAINED_ON, *ALONE) if method in ONE_TASK else ()
             scores = scores_of_baseline(method, dataset, output / f"fold-{fold}" / "baselines", *training)
@@ -62,8 +76,12 @@ def measure(recording: Path, output: Path, seeds: list[int]) -> pd.DataFrame:
                 run = output / f"fold-{fold}" / f"{name}-{seed}"
                 metrics = scores_of_training(dataset, run, seed, *more)
                 rows.append({"method": method, "fold": fold, "seed": seed, **metrics})
-        for method, averaged in ENSEMBLES.items():
-            name = NEDS[averaged][0]
+        for seed in seeds:
+            what = ("--model", pretrained, "--dataset", dataset, "--session", session, "--seed", seed)
+            run = output / f"fold-{fold}" / f"{SEVERAL[FROM_MICE]}-{seed}"
+            metrics = scores_of_run(run, "finetune", *what, *TRAINED_ON, *FINE_TUNING)
+            rows.append({"method": FROM_MICE, "fold": fold, "seed": seed, **metrics})
+        for method, name in ENSEMBLES.items():
             report = output / f"fold-{fold}" / f"{name}-averaged.json"
             runs = [output / f"fold-{fold}" / f"{name}-{seed}" for seed in seeds]
             if not report.exists():
@@ -73,11 +91,21 @@ def measure(recording: Path, output: Path, seeds: list[int]) -> pd.DataFrame:
     return pd.DataFrame(rows)[["method", "fold", "seed", *METRICS]]
 
 
+def model_of_mice(output: Path, window: list[float]) -> Path:
+    """A model of simulated mice whose trials are cut as the recording's."""
+    if not (output / "dataset" / "README.md").exists():
+        neds("simulate", output / "alf", *MICE)
+        neds("build", output / "dataset", "--alf", output / "alf", "--window", *window)
+    what = ("--dataset", output / "dataset", "--seed", 0)
+    scores_of_run(output / "model", "pretrain", *what, *TRAINED_ON, *PRETRAINING)
+    return output / "model"
+
+
 def table(results: pd.DataFrame) -> str:
     """Mean ± standard error over folds, of each fold the mean over seeds; then NEDS, one seed and several
     averaged, less the best baseline of each column, fold by fold."""
     folds = results.drop(columns="seed").groupby(["method", "fold"]).mean()
-    shown = {method: folds.loc[method] for method in (*BASELINES, *ONE_TASK, *NEDS, *ENSEMBLES)}
+    shown = {method: folds.loc[method] for method in (*BASELINES, *ONE_TASK, *NEDS, FROM_MICE, *ENSEMBLES)}
     best = {m: max(BASELINES, key=lambda method: shown[method][m].fillna(-1).mean()) for m in METRICS}
     for method in COMPARED:
         differences = {m: shown[method][m] - shown[best[m]][m] for m in METRICS}
