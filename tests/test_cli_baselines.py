@@ -183,6 +183,29 @@ def test_neds_also_trains_on_validation_trials_where_asked(arguments, tmp_path):
     assert configuration["train_splits"] == ["train", "validation"]
 
 
+@pytest.mark.parametrize("splits", [["train"], ["train", "validation"]])
+def test_the_null_of_every_method_is_the_mean_of_the_trials_that_neds_trains_on(
+    arguments, tmp_path, dataset, splits
+):
+    more = ["--session", "cat", "--methods", "trial_average", "neds_encoding", "--train_splits", *splits]
+    more += [*TRAINING, "--max_steps", "1", "--preset", "tiny"]
+    assert main(["baselines", *arguments(*more)]) == 0
+    recordings, out = open_recordings(dataset), tmp_path / "out"
+    counts = recordings.trials("cat", "test").spike_counts
+    null_rates = np.concatenate([recordings.trials("cat", split).spike_counts for split in splits]).mean(
+        (0, 1)
+    )
+    for method in ("trial_average", "neds_encoding"):
+        with np.load(out / method / "predictions" / "cat.npz") as predicted:
+            bits = functional.bits_per_spike(predicted["log_rates"], counts, null_rates).mean()
+        scores = read(out / method)[0]["sessions"]["cat"]
+        assert scores["bits_per_spike_train_null"] == pytest.approx(bits, abs=1e-6)
+    # So it is in the model's own folder.
+    model = json.loads((out / "neds_encoding" / "models" / "cat" / "metrics.json").read_text())
+    bits = model["sessions"]["cat"]["bits_per_spike_train_null"]
+    assert scores["bits_per_spike_train_null"] == pytest.approx(bits, abs=1e-4)
+
+
 def test_a_killed_run_goes_on_where_it_was(arguments, tmp_path):
     argv = arguments("--methods", "poisson_glm")
     process = subprocess.Popen([sys.executable, EXAMPLE, *argv], stdout=subprocess.DEVNULL)
