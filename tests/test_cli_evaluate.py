@@ -2,12 +2,14 @@
 
 import json
 import runpy
+import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from small_dataset import pretrain_arguments, write_dataset
+from small_dataset import OPTIONS, pretrain_arguments, write_dataset
 
 from neds_hf.cli.main import main
 from neds_hf.metrics.functional import bits_per_spike
@@ -112,6 +114,36 @@ def test_a_modality_that_a_session_lacks_has_no_metric_and_no_part_in_its_mean(e
     assert bob["whisker_motion_energy_r2"] is None and scores["ann"]["whisker_motion_energy_r2"] is not None
     four = [bob[name] for name in ("bits_per_spike", "wheel_speed_r2", "choice_accuracy", "block_accuracy")]
     assert bob["mean"] == pytest.approx(np.mean(four))
+
+
+def test_test_trials_that_the_model_may_have_learned_from_are_warned_of(evaluate, tmp_path, capsys):
+    other = write_dataset(tmp_path / "other", options=replace(OPTIONS, fold=1))
+    (warning,) = evaluate("--dataset", other)["warnings"]
+    assert f"{other} does not have the training trials of the model for session ann, bob" in warning
+    assert capsys.readouterr().err.count(warning) == 1
+    assert evaluate("--dataset", other, "--split", "train")["warnings"] == []  # are training trials anyway
+    assert evaluate()["warnings"] == [] and "training trials" not in capsys.readouterr().err
+
+
+def test_a_model_that_learned_from_validation_trials_is_warned_of_where_these_are_scored(
+    evaluate, dataset, tmp_path, capsys
+):
+    train = pretrain_arguments(dataset, tmp_path / "model")
+    both = ["--train_splits", "train", "validation", "--max_steps", "1", "--sessions", "bob"]
+    assert main(["pretrain", *train, *both]) == 0
+    assert evaluate("--model", tmp_path / "model")["warnings"] == []
+    (warning,) = evaluate("--model", tmp_path / "model", "--split", "validation")["warnings"]
+    assert "session bob" in warning and warning in capsys.readouterr().err
+
+
+def test_a_model_that_does_not_say_what_it_learned_from_is_not_warned_of(evaluate, model_folder, tmp_path):
+    shutil.copytree(model_folder, tmp_path / "unknown")
+    processor = json.loads((model_folder / "processor_config.json").read_text())
+    for session in processor["sessions"]:
+        session["mean_counts"] = [None] * len(session["units"])
+    (tmp_path / "unknown" / "processor_config.json").write_text(json.dumps(processor))
+    other = write_dataset(tmp_path / "other", options=replace(OPTIONS, fold=1))
+    assert evaluate("--model", tmp_path / "unknown", "--dataset", other)["warnings"] == []
 
 
 @pytest.fixture(scope="module")
