@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from small_dataset import SIZES, TRAINING
+from small_dataset import SIZES, TRAINING, simulate, write_arrays
 from small_grids import use_small_grids
 
 from neds_hf.analysis.baselines import METHODS
@@ -204,6 +204,31 @@ def test_the_null_of_every_method_is_the_mean_of_the_trials_that_neds_trains_on(
     model = json.loads((out / "neds_encoding" / "models" / "cat" / "metrics.json").read_text())
     bits = model["sessions"]["cat"]["bits_per_spike_train_null"]
     assert scores["bits_per_spike_train_null"] == pytest.approx(bits, abs=1e-4)
+
+
+def test_without_any_behaviour_the_average_trial_is_encoded_and_neds_left_out(tmp_path, capsys, monkeypatch):
+    """Trial arrays of the two that `neds build` requires."""
+    use_small_grids(monkeypatch)
+    for session in ("ann", "bob"):
+        write_arrays(tmp_path / f"{session}.npz", simulate(session), np.arange(40), behaviors=False)
+    files = [str(tmp_path / f"{session}.npz") for session in ("ann", "bob")]
+    data, out = tmp_path / "data", tmp_path / "out"
+    assert main(["build", str(data), "--arrays", *files]) == 0
+    more = ["--methods", *METHODS, "neds_encoding", "neds_decoding", "--disable_tqdm", "true"]
+    capsys.readouterr()
+    assert main(["baselines", "--dataset", str(data), "--output", str(out), *more]) == 0
+    printed = capsys.readouterr().out
+    for method in ("neds_encoding", "neds_decoding"):
+        for session in ("ann", "bob"):
+            left_out = f"{method} leaves out {session}: none of its training trials has a behaviour"
+            assert left_out in printed
+        assert read(out / method)[0]["sessions"] == {"ann": {}, "bob": {}}
+        assert f"\n{method}  " not in printed
+    average = read(out / "trial_average")[0]["sessions"]["ann"]["bits_per_spike"]
+    for method in METHODS:
+        assert f"\n{method}  " in printed
+        bits = read(out / method)[0]["sessions"]["ann"]["bits_per_spike"]
+        assert bits == pytest.approx(average, abs=0.02)
 
 
 def test_a_killed_run_goes_on_where_it_was(arguments, tmp_path):

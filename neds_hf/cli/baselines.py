@@ -120,6 +120,12 @@ def run_method(
     for session in recordings.session_ids:
         progress.set_description(f"{method}, {session}")
         file = folder / "predictions" / f"{session}.npz"
+        train = null_trials.trials(session, "train")
+        if method in UNIMODAL and not has_behavior(train):
+            print(f"{method} leaves out {session}: none of its training trials has a behaviour")
+            scores[session] = {}
+            progress.update()
+            continue
         if not file.exists():
             fitted = recordings if method == MULTI_SESSION else recordings.only([session])
             if method in UNIMODAL:
@@ -134,13 +140,18 @@ def run_method(
                 predicted = predict_tests(method, trains, tests, args.seed)
             for of_session, predictions in zip(fitted.session_ids, predicted):
                 write_predictions(folder, fitted.trials(of_session, split), predictions)
-        null_rates = null_trials.trials(session, "train").spike_counts.mean((0, 1))
-        scores[session] = score(file, recordings.trials(session, split), null_rates)
+        scores[session] = score(file, recordings.trials(session, split), train.spike_counts.mean((0, 1)))
         progress.update()
     if not finished:
         write_json(folder / "metrics.json", {**summary(scores), "sessions": scores})
         finish_run(folder, {split: mean_table(scores)})
     return scores
+
+
+def has_behavior(trials: SessionTrials) -> bool:
+    return any(np.isfinite(values).any() for values in trials.continuous.values()) or any(
+        (values >= 0).any() for values in trials.categorical.values()
+    )
 
 
 def with_validation(recordings: Recordings, split: str) -> Recordings:
