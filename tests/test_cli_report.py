@@ -300,6 +300,17 @@ def test_the_output_is_required(two, capsys):
     assert "required: --output" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("place, message", [("folder", "is a folder"), ("file/x", "file is no folder")])
+def test_an_output_that_cannot_be_written_is_said_before_runs_are_read(tmp_path, capsys, place, message):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").touch()
+    argv = ["nowhere", "--output", str(tmp_path / place)]
+    assert main(["report", *argv]) == 2
+    error = capsys.readouterr().err
+    assert message in error and str(tmp_path / place) in error and len(error.splitlines()) == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
+
+
 def test_the_example_is_the_command_and_help_lists_every_flag(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["report.py", "--help"])
     with pytest.raises(SystemExit, match="0"):

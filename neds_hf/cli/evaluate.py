@@ -16,7 +16,7 @@ from neds_hf.errors import NEDSError
 from neds_hf.models import NEDSProcessor
 from neds_hf.training.fit import split_loader
 from neds_hf.training.inference import score, score_single_behaviors
-from neds_hf.training.runs import environment, write_json
+from neds_hf.training.runs import check_output, environment, write_json
 from neds_hf.training.sessions import Recordings, check_fits, load_models, open_recordings
 
 TITLES = {"encoding": "Encoding, spikes from behaviour", "decoding": "Decoding, behaviour from spikes"}
@@ -43,6 +43,7 @@ def main(argv: list[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     if arguments.batch_size < 1:
         raise NEDSError(f"--batch-size must be at least 1, not {arguments.batch_size}")
+    check_output(arguments.output)
 
     model, processor = load_models(arguments.model)
     recordings = open_recordings(arguments.dataset)
