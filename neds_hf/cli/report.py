@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None) -> None:
     if said := cautions(runs):
         print(*said, sep="\n", end="\n\n")
         sections.append(("Before comparing", "\n\n".join(said), None, None))
-    if shared:
+    if shared and headlines:
         about, means = about_means(runs, headlines, shared), labelled(means_of(runs, headlines, shared))
         print(about, text_table(means, heading_width=14), sep="\n\n", end="\n\n")
         sections.append(("Result", about, means, None))
