@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from small_dataset import SIZES, TRAINING
+from small_dataset import SIZES, TRAINING, simulate, write_arrays
 from small_grids import use_small_grids
 
 from neds_hf.analysis.baselines import METHODS
@@ -181,6 +181,54 @@ def test_neds_also_trains_on_validation_trials_where_asked(arguments, tmp_path):
     assert main(["baselines", *arguments(*more)]) == 0
     _, configuration = read(tmp_path / "out" / "neds_encoding")
     assert configuration["train_splits"] == ["train", "validation"]
+
+
+@pytest.mark.parametrize("splits", [["train"], ["train", "validation"]])
+def test_the_null_of_every_method_is_the_mean_of_the_trials_that_neds_trains_on(
+    arguments, tmp_path, dataset, splits
+):
+    more = ["--session", "cat", "--methods", "trial_average", "neds_encoding", "--train_splits", *splits]
+    more += [*TRAINING, "--max_steps", "1", "--preset", "tiny"]
+    assert main(["baselines", *arguments(*more)]) == 0
+    recordings, out = open_recordings(dataset), tmp_path / "out"
+    counts = recordings.trials("cat", "test").spike_counts
+    null_rates = np.concatenate([recordings.trials("cat", split).spike_counts for split in splits]).mean(
+        (0, 1)
+    )
+    for method in ("trial_average", "neds_encoding"):
+        with np.load(out / method / "predictions" / "cat.npz") as predicted:
+            bits = functional.bits_per_spike(predicted["log_rates"], counts, null_rates).mean()
+        scores = read(out / method)[0]["sessions"]["cat"]
+        assert scores["bits_per_spike_train_null"] == pytest.approx(bits, abs=1e-6)
+    # So it is in the model's own folder.
+    model = json.loads((out / "neds_encoding" / "models" / "cat" / "metrics.json").read_text())
+    bits = model["sessions"]["cat"]["bits_per_spike_train_null"]
+    assert scores["bits_per_spike_train_null"] == pytest.approx(bits, abs=1e-4)
+
+
+def test_without_any_behaviour_the_average_trial_is_encoded_and_neds_left_out(tmp_path, capsys, monkeypatch):
+    """Trial arrays of the two that `neds build` requires."""
+    use_small_grids(monkeypatch)
+    for session in ("ann", "bob"):
+        write_arrays(tmp_path / f"{session}.npz", simulate(session), np.arange(40), behaviors=False)
+    files = [str(tmp_path / f"{session}.npz") for session in ("ann", "bob")]
+    data, out = tmp_path / "data", tmp_path / "out"
+    assert main(["build", str(data), "--arrays", *files]) == 0
+    more = ["--methods", *METHODS, "neds_encoding", "neds_decoding", "--disable_tqdm", "true"]
+    capsys.readouterr()
+    assert main(["baselines", "--dataset", str(data), "--output", str(out), *more]) == 0
+    printed = capsys.readouterr().out
+    for method in ("neds_encoding", "neds_decoding"):
+        for session in ("ann", "bob"):
+            left_out = f"{method} leaves out {session}: none of its training trials has a behaviour"
+            assert left_out in printed
+        assert read(out / method)[0]["sessions"] == {"ann": {}, "bob": {}}
+        assert f"\n{method}  " not in printed
+    average = read(out / "trial_average")[0]["sessions"]["ann"]["bits_per_spike"]
+    for method in METHODS:
+        assert f"\n{method}  " in printed
+        bits = read(out / method)[0]["sessions"]["ann"]["bits_per_spike"]
+        assert bits == pytest.approx(average, abs=0.02)
 
 
 def test_a_killed_run_goes_on_where_it_was(arguments, tmp_path):

@@ -2,12 +2,14 @@
 
 import json
 import runpy
+import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from small_dataset import pretrain_arguments, write_dataset
+from small_dataset import OPTIONS, pretrain_arguments, write_dataset
 
 from neds_hf.cli.main import main
 from neds_hf.metrics.functional import bits_per_spike
@@ -114,6 +116,36 @@ def test_a_modality_that_a_session_lacks_has_no_metric_and_no_part_in_its_mean(e
     assert bob["mean"] == pytest.approx(np.mean(four))
 
 
+def test_test_trials_that_the_model_may_have_learned_from_are_warned_of(evaluate, tmp_path, capsys):
+    other = write_dataset(tmp_path / "other", options=replace(OPTIONS, fold=1))
+    (warning,) = evaluate("--dataset", other)["warnings"]
+    assert f"{other} does not have the training trials of the model for session ann, bob" in warning
+    assert capsys.readouterr().err.count(warning) == 1
+    assert evaluate("--dataset", other, "--split", "train")["warnings"] == []  # are training trials anyway
+    assert evaluate()["warnings"] == [] and "training trials" not in capsys.readouterr().err
+
+
+def test_a_model_that_learned_from_validation_trials_is_warned_of_where_these_are_scored(
+    evaluate, dataset, tmp_path, capsys
+):
+    train = pretrain_arguments(dataset, tmp_path / "model")
+    both = ["--train_splits", "train", "validation", "--max_steps", "1", "--sessions", "bob"]
+    assert main(["pretrain", *train, *both]) == 0
+    assert evaluate("--model", tmp_path / "model")["warnings"] == []
+    (warning,) = evaluate("--model", tmp_path / "model", "--split", "validation")["warnings"]
+    assert "session bob" in warning and warning in capsys.readouterr().err
+
+
+def test_a_model_that_does_not_say_what_it_learned_from_is_not_warned_of(evaluate, model_folder, tmp_path):
+    shutil.copytree(model_folder, tmp_path / "unknown")
+    processor = json.loads((model_folder / "processor_config.json").read_text())
+    for session in processor["sessions"]:
+        session["mean_counts"] = [None] * len(session["units"])
+    (tmp_path / "unknown" / "processor_config.json").write_text(json.dumps(processor))
+    other = write_dataset(tmp_path / "other", options=replace(OPTIONS, fold=1))
+    assert evaluate("--model", tmp_path / "unknown", "--dataset", other)["warnings"] == []
+
+
 @pytest.fixture(scope="module")
 def simulated(tmp_path_factory):
     """Folder with two simulated mice in `alf`, their `dataset`, and a `model` of them that has learned little."""
@@ -216,6 +248,19 @@ def test_what_is_missing_is_a_usage_error(lacking, capsys):
     with pytest.raises(SystemExit, match="2"):
         main(["evaluate", *argv])
     assert f"required: {lacking}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("place, message", [("folder", "is a folder"), ("file/x", "file is no folder")])
+def test_an_output_that_cannot_be_written_is_said_before_the_model_is_loaded(
+    tmp_path, capsys, place, message
+):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").touch()
+    argv = ["--model", "nowhere", "--dataset", "nowhere", "--output", str(tmp_path / place)]
+    assert main(["evaluate", *argv]) == 2
+    error = capsys.readouterr().err
+    assert message in error and str(tmp_path / place) in error and len(error.splitlines()) == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
 
 
 def test_the_example_is_the_command_and_help_lists_every_flag(monkeypatch, capsys):

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import numpy as np
+import pytest
 import torch
 from small_grids import use_small_grids
 
@@ -131,6 +132,21 @@ def test_each_session_has_its_own_units_trials_and_missing_behavior(monkeypatch)
         known = session.categorical["choice"] >= 0
         right = predicted["choice"].argmax(1)[known] == session.categorical["choice"][known]
         assert right.mean() > 0.7
+
+
+@pytest.mark.parametrize("in_training", [np.nan, 3.3])
+def test_a_behavior_whose_scale_training_does_not_tell_encodes_nothing_whatever_other_sessions_learn(
+    in_training, monkeypatch
+):
+    """The second has no wheel in training, or one that never changes, and a wheel in test trials."""
+    use_small_grids(monkeypatch)
+    trains, tests = ([planted(n, seed + a, a)[0] for a in (0, 1)] for n, seed in ((20, 0), (6, 5)))
+    wheel = {"wheel": np.full_like(trains[1].continuous["wheel"], in_training)}
+    trains[1] = replace(trains[1], continuous=wheel)
+    unknown = replace(tests[1], continuous={"wheel": np.full_like(tests[1].continuous["wheel"], np.nan)})
+    with_wheel = encode(trains, tests, 0)[1]
+    without = encode(trains, [tests[0], unknown], 0)[1]
+    np.testing.assert_array_equal(with_wheel, without)
 
 
 def test_trials_of_the_test_reach_only_their_own_predictions(monkeypatch):

@@ -96,15 +96,15 @@ def behavior_design(train: SessionTrials, test: SessionTrials) -> tuple[np.ndarr
 
     Classes times raised cosines over the trial; continuous behaviours, and their ranks among the values of
     training trials, at `LAGS`, the trial's first and last value standing for what came before and after. What a
-    trial lacks is zero: it says nothing beyond the average trial. The training trials alone give means, variances
-    and ranks.
+    trial lacks is zero: it says nothing beyond the average trial. So is, in all trials, what never changes in the
+    training trials, or is in none of them. These alone give means, variances and ranks.
     """
     design, test_design = _regressors(train, train), _regressors(test, train)
     present = ~np.isnan(design)
     mean = np.nansum(design, axis=0) / np.maximum(present.sum(0), 1)
     design, test_design = np.nan_to_num(design - mean), np.nan_to_num(test_design - mean)
     spread = design.std((0, 1))
-    spread[spread < 1e-9] = 1
+    spread[spread <= 1e-5 * np.abs(mean).max(0)] = np.inf  # the scale is not known
     return design / spread, test_design / spread
 
 

@@ -107,8 +107,8 @@ class _Encoding:
         """Number of bins, mean scatter (F, F) of the regressors, and their mean products with the units (F, N)."""
         design, counts = self.design[trials], self.counts[trials]
         beyond = (counts - counts.mean(0)) / self.spread
-        design, beyond = (values.reshape(-1, values.shape[2]) for values in (design, beyond))
-        num_rows = len(design)
+        num_rows = design.shape[0] * design.shape[1]  # of regressors there may be none
+        design, beyond = (values.reshape(num_rows, -1) for values in (design, beyond))
         return (
             num_rows,
             (design.T @ design / num_rows).astype(float),

@@ -46,7 +46,7 @@ class BaselinesArguments:
         metadata={
             "help": "Default: all but neds_encoding and neds_decoding; of one session not the multi-session one. "
             "The two are NEDS trained on each session alone for one task; --preset, --set and the options below "
-            "are for them.",
+            "are for them; --train_splits are also the trials whose mean is the null of every method.",
             "choices": [*METHODS, *UNIMODAL],
         },
     )
@@ -112,6 +112,7 @@ def run_method(
         NEDSError: The folder holds a run with other settings.
     """
     folder, split = Path(args.output_dir) / method, arguments.split
+    null_trials = recordings.trained_on(args.train_splits)
     if method not in UNIMODAL:
         recordings = with_validation(recordings, split)
     finished = start_run(folder, configuration(method, recordings, arguments, args, settings))
@@ -119,6 +120,12 @@ def run_method(
     for session in recordings.session_ids:
         progress.set_description(f"{method}, {session}")
         file = folder / "predictions" / f"{session}.npz"
+        train = null_trials.trials(session, "train")
+        if method in UNIMODAL and not has_behavior(train):
+            print(f"{method} leaves out {session}: none of its training trials has a behaviour")
+            scores[session] = {}
+            progress.update()
+            continue
         if not file.exists():
             fitted = recordings if method == MULTI_SESSION else recordings.only([session])
             if method in UNIMODAL:
@@ -133,12 +140,18 @@ def run_method(
                 predicted = predict_tests(method, trains, tests, args.seed)
             for of_session, predictions in zip(fitted.session_ids, predicted):
                 write_predictions(folder, fitted.trials(of_session, split), predictions)
-        scores[session] = score(file, recordings, split)
+        scores[session] = score(file, recordings.trials(session, split), train.spike_counts.mean((0, 1)))
         progress.update()
     if not finished:
         write_json(folder / "metrics.json", {**summary(scores), "sessions": scores})
         finish_run(folder, {split: mean_table(scores)})
     return scores
+
+
+def has_behavior(trials: SessionTrials) -> bool:
+    return any(np.isfinite(values).any() for values in trials.continuous.values()) or any(
+        (values >= 0).any() for values in trials.categorical.values()
+    )
 
 
 def with_validation(recordings: Recordings, split: str) -> Recordings:
@@ -162,6 +175,7 @@ def configuration(
     return {
         **what,
         "seed": args.seed,
+        "train_null": args.train_splits,
         "sessions": recordings.session_ids,
         "data_fingerprint": recordings.fingerprint,
     }
@@ -181,14 +195,11 @@ def write_predictions(folder: Path, trials: SessionTrials, predictions: Predicti
     unfinished.replace(file)
 
 
-def score(file: Path, recordings: Recordings, split: str) -> dict[str, float]:
-    """Metrics of predictions that were written; the null of `_train_null` is the mean of what was fitted on."""
-    session = file.stem
-    trials = recordings.trials(session, split)
+def score(file: Path, trials: SessionTrials, null_rates: np.ndarray) -> dict[str, float]:
+    """Metrics (`score_predictions`) of predictions that were written."""
     with np.load(file) as arrays:
         known = ("log_rates", *trials.continuous, *trials.classes)
         predictions = {name: arrays[name] for name in known if name in arrays}
-    null_rates = recordings.trials(session, "train").spike_counts.mean((0, 1))
     metrics = score_predictions(predictions, trials, null_rates)
     if "log_rates" not in predictions or len(predictions) == 1:
         del metrics["mean"]  # of encoding and decoding

@@ -1,7 +1,10 @@
 """``neds evaluate``: score a model on a split of a dataset."""
 
 import argparse
+import sys
 from pathlib import Path
+
+import numpy as np
 
 from neds_hf.analysis.comparison import score_predictions
 from neds_hf.analysis.report import text_table
@@ -13,7 +16,7 @@ from neds_hf.errors import NEDSError
 from neds_hf.models import NEDSProcessor
 from neds_hf.training.fit import split_loader
 from neds_hf.training.inference import score, score_single_behaviors
-from neds_hf.training.runs import environment, write_json
+from neds_hf.training.runs import check_output, environment, write_json
 from neds_hf.training.sessions import Recordings, check_fits, load_models, open_recordings
 
 TITLES = {"encoding": "Encoding, spikes from behaviour", "decoding": "Decoding, behaviour from spikes"}
@@ -40,6 +43,7 @@ def main(argv: list[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     if arguments.batch_size < 1:
         raise NEDSError(f"--batch-size must be at least 1, not {arguments.batch_size}")
+    check_output(arguments.output)
 
     model, processor = load_models(arguments.model)
     recordings = open_recordings(arguments.dataset)
@@ -54,6 +58,13 @@ def main(argv: list[str] | None = None) -> None:
     recordings = recordings.only(sessions)
     check_fits(processor, recordings)
     split = arguments.split
+    warnings = []
+    if others := trained_on_others(processor, recordings, split):
+        warnings.append(
+            f"{arguments.dataset} does not have the training trials of the model for session {', '.join(others)} "
+            f"(another --fold?): it may have learned from {split} trials"
+        )
+        print(f"neds evaluate: {warnings[0]}", file=sys.stderr)
     true_rates = score_true_rates(arguments.alf, recordings, split, processor) if arguments.alf else {}
     loader = split_loader(processor, recordings, split, arguments.batch_size)
     scores = score(model, processor, loader, f"score {split}")
@@ -69,6 +80,7 @@ def main(argv: list[str] | None = None) -> None:
         {
             **summary(scores),
             "sessions": scores,
+            "warnings": warnings,
             "configuration": {
                 "command": "evaluate",
                 "models": arguments.model,
@@ -83,6 +95,33 @@ def main(argv: list[str] | None = None) -> None:
     names = dict.fromkeys(name for metrics in scores.values() for name in metrics)
     for group, metrics in grouped(names).items():
         print(f"{TITLES[group]}\n\n{text_table(score_table(scores, metrics), heading_width=10)}\n")
+
+
+def trained_on_others(processor: NEDSProcessor, recordings: Recordings, split: str) -> list[str]:
+    """Sessions whose mean counts in the model, where known, are those of no trials to train on in the dataset.
+
+    To train on are the train split, alone or with the validation split, where these are not what is scored.
+    """
+    return [
+        session
+        for session in recordings.session_ids
+        if split != "train"
+        and not _trained_on_these(processor.mean_counts(session), recordings, session, split)
+    ]
+
+
+def _trained_on_these(mean_counts: np.ndarray, recordings: Recordings, session: str, split: str) -> bool:
+    if np.isnan(mean_counts).all():  # of a converted model: not known
+        return True
+    counts = []
+    for name in SPLITS[: SPLITS.index(split)]:
+        try:
+            counts.append(recordings.trials(session, name).spike_counts)
+        except NEDSError:  # the dataset has none
+            break
+        if np.allclose(np.concatenate(counts).mean((0, 1)), mean_counts, rtol=0, atol=1e-6):
+            return True
+    return False
 
 
 def score_true_rates(

@@ -12,6 +12,7 @@ from neds_hf.errors import NEDSError
 from neds_hf.models import NEDSProcessor
 from neds_hf.training.fit import split_loader
 from neds_hf.training.inference import TASKS, predict
+from neds_hf.training.runs import check_output
 from neds_hf.training.sessions import check_fits, load_models, open_recordings
 
 
@@ -34,6 +35,7 @@ def main(argv: list[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     if arguments.batch_size < 1:
         raise NEDSError(f"--batch-size must be at least 1, not {arguments.batch_size}")
+    check_output(arguments.output)
 
     model, processor = load_models(arguments.model)
     if arguments.arrays:

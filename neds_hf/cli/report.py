@@ -11,6 +11,7 @@ from neds_hf.analysis.report import text_table, write_report
 from neds_hf.analysis.runs import Run, cautions, differences, means_of, read_runs, shared_sessions, values_of
 from neds_hf.analysis.summary import grouped, is_headline, metric_label
 from neds_hf.errors import NEDSError
+from neds_hf.training.runs import check_output
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -35,6 +36,7 @@ def main(argv: list[str] | None = None) -> None:
         raise NEDSError(f"--names has {len(names)} names for {len(arguments.runs)} DIR")
     if missing := [name for name in ("matplotlib", "jinja2") if importlib.util.find_spec(name) is None]:
         raise NEDSError(f"a report needs {', '.join(missing)}: pip install 'neds_hf[report]'")
+    check_output(arguments.output)
     runs = [run for path, name in zip(arguments.runs, names) for run in read_runs(path, name)]
     names = [run.name for run in runs]
     if twice := sorted({name for name in names if names.count(name) > 1}):
@@ -46,7 +48,7 @@ def main(argv: list[str] | None = None) -> None:
     if said := cautions(runs):
         print(*said, sep="\n", end="\n\n")
         sections.append(("Before comparing", "\n\n".join(said), None, None))
-    if shared:
+    if shared and headlines:
         about, means = about_means(runs, headlines, shared), labelled(means_of(runs, headlines, shared))
         print(about, text_table(means, heading_width=14), sep="\n\n", end="\n\n")
         sections.append(("Result", about, means, None))

@@ -60,6 +60,19 @@ def write_json(path: Path, content: dict) -> None:
     unfinished.replace(path)
 
 
+def check_output(path: Path) -> None:
+    """Make sure, before what takes long, that a file can be written there.
+
+    Raises:
+        NEDSError: A folder is there, or what is to be its folder is a file.
+    """
+    if path.is_dir():
+        raise NEDSError(f"--output is to be a file, and {path} is a folder")
+    for folder in path.parents:
+        if folder.exists() and not folder.is_dir():
+            raise NEDSError(f"--output {path} cannot be written: {folder} is no folder")
+
+
 def _finite_or_none(content):
     if isinstance(content, dict):
         return {name: _finite_or_none(value) for name, value in content.items()}
