@@ -239,10 +239,7 @@ def test_a_bad_model_is_stopped_early(dataset, tmp_path, capsys):
 
 
 def test_the_lowest_loss_can_be_what_is_best(dataset, tmp_path):
-    table = search(
-        *(dataset, tmp_path, "--trials", 2),
-        *("--metric_for_best_model", "eval_loss", "--greater_is_better", "false"),
-    )
+    table = search(dataset, tmp_path, "--trials", 2, "--metric_for_best_model", "eval_loss")
     assert run_of(tmp_path)["results"]["best_validation"] == table["value"].min() > 0
 
 

@@ -137,7 +137,7 @@ def main(argv: list[str] | None = None) -> None:
     }
     with searches.alone(folder):
         finished = start_run(folder, {n: value for n, value in configuration.items() if n not in ranges})
-        study = searches.open_study(folder, arguments.pruner, bool(args.greater_is_better))
+        study = searches.open_study(folder, arguments.pruner, args.greater_is_better)
         if finished and len(study.trials) >= num_models:
             raise NEDSError(f"{folder} holds this very search, finished; with more --trials it goes on")
         models = searches.unfinished(study, space, num_models, arguments.sampler, args.seed)

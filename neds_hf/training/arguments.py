@@ -36,7 +36,9 @@ class NEDSTrainingArguments(TrainingArguments):
     save_total_limit: int | None = field(default=1, metadata={"help": "Checkpoints kept, besides the best."})
     load_best_model_at_end: bool = field(default=True, metadata={"help": "Keep the best checkpoint."})
     metric_for_best_model: str | None = field(default="eval_mean", metadata={"help": "What best means."})
-    greater_is_better: bool | None = field(default=True, metadata={"help": "Higher is better."})
+    greater_is_better: bool | None = field(
+        default=None, metadata={"help": "Higher is better. Default: unless it is a loss."}
+    )
     mixup: float = field(
         default=0.0,
         metadata={
@@ -81,6 +83,8 @@ class NEDSTrainingArguments(TrainingArguments):
             raise ValueError(f"--mixup must not be negative, but is {self.mixup}")
         if "validation" in self.train_splits:
             self.eval_strategy, self.load_best_model_at_end = "no", False
+        if self.greater_is_better is None and self.metric_for_best_model:
+            self.greater_is_better = "loss" not in self.metric_for_best_model
         self.dataloader_persistent_workers &= self.dataloader_num_workers > 0
         # transformers refuses --bf16 without an accelerator, unless the CPU is asked for.
         self.use_cpu |= self.bf16 and not torch.accelerator.is_available()
