@@ -207,3 +207,15 @@ def test_a_split_to_train_on_that_is_not_there(dataset, tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(["pretrain", *argv])
     assert "later" in capsys.readouterr().err
+
+
+def test_without_validation_trials_there_is_nothing_to_choose_a_checkpoint_by(tmp_path, capsys):
+    source = write_dataset(tmp_path / "dataset", ["ann"])
+    card = source / "README.md"
+    entry = "  - split: validation\n    path:\n    - trials/validation/*.parquet\n"
+    card.write_text(card.read_text().replace(entry, ""))
+    out = tmp_path / "out"
+    error = error_of(capsys, *pretrain_arguments(source, out))
+    assert f"{source} has no validation trials to choose a checkpoint by" in error and not out.exists()
+    pretrain(source, out, *error.partition("the last one: ")[2].split())
+    assert "finished" in json.loads((out / "run.json").read_text())

@@ -194,6 +194,22 @@ def test_a_run_killed_between_checkpoints_ends_as_an_uninterrupted_one(dataset, 
     assert not list((tmp_path / "killed").glob("checkpoint-*"))
 
 
+def test_a_run_that_failed_before_its_first_checkpoint_does_not_block_its_folder(dataset, tmp_path, capsys):
+    argv = [*pretrain_arguments(dataset, tmp_path), "--max_steps", "2"]
+    split = ["--gradient_accumulation_steps", "20"]
+    assert main(["pretrain", *argv, *split]) == 2
+    assert "lower --per_device_train_batch_size" in capsys.readouterr().err
+    assert main(["pretrain", *argv, *split, "--per_device_train_batch_size", "4"]) == 0
+    run = json.loads((tmp_path / "run.json").read_text())
+    assert run["configuration"]["train_batch_size"] == 80 and "finished" in run
+
+
+def test_what_a_run_of_another_command_has_done_is_never_forgotten(tmp_path):
+    start_run(tmp_path, {"command": "baselines", "seed": 1})
+    with pytest.raises(NEDSError, match="seed 1 there, 2 asked for"):
+        start_run(tmp_path, {"command": "pretrain", "seed": 2})
+
+
 CHECKPOINT = ("model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json")
 
 

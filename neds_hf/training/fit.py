@@ -81,14 +81,21 @@ def fit(
 
     Raises:
         NEDSError: The folder holds this very run, finished, or a run of another configuration; there is no such
-            attention; or, with `args.push_to_hub`, there is no repository for it. `neds_hf.hub.push.push_run` then
-            fills it.
+            attention; there are no validation trials for `args.eval_strategy`; the tokenizer cannot mix trials; or,
+            with `args.push_to_hub`, there is no repository for it. `neds_hf.hub.push.push_run` then fills it.
     """
     folder = Path(args.output_dir)
     if args.push_to_hub and args.hub_strategy != "end":
         raise NEDSError(
             f"--hub_strategy {args.hub_strategy.value}: a run is pushed at its end, never half of it"
         )
+    if args.eval_strategy != "no" and not len(recordings.splits.get("validation", ())):
+        raise NEDSError(
+            f"{recordings.source} has no validation trials to choose a checkpoint by; to keep the last one: "
+            "--eval_strategy no --load_best_model_at_end false"
+        )
+    if args.mixup and model.config.tokenizer == "mlp":
+        raise NEDSError(f"--mixup {args.mixup}: tokenizer 'mlp' takes whole classes, not mixed ones")
     try:
         model.set_attn_implementation(args.attn_implementation)
     except (ValueError, ImportError) as error:

@@ -19,6 +19,7 @@ from neds_hf.errors import NEDSError
 
 LIBRARIES = ("neds_hf", "torch", "transformers", "datasets", "accelerate", "numpy")
 RUN_FILE = "run.json"
+TRAININGS = ("pretrain", "finetune")  # commands whose runs hold nothing before their first checkpoint
 
 # What the Trainer silently goes on without, or starts anew, where a checkpoint lacks it.
 CHECKPOINT_FILES = (
@@ -79,6 +80,8 @@ def fingerprint_of(model: torch.nn.Module) -> str:
 def start_run(folder: Path, configuration: dict) -> bool:
     """Note the configuration of a run; return True where the folder holds the same run already, finished.
 
+    A training that failed before its first checkpoint is forgotten.
+
     Raises:
         NEDSError: The folder holds a run of another configuration, or checkpoints of something else.
     """
@@ -87,11 +90,13 @@ def start_run(folder: Path, configuration: dict) -> bool:
     if path.exists():
         previous = json.loads(path.read_text())
         before = previous["configuration"]
-        if before != configuration:
+        if before == configuration:
+            return "finished" in previous
+        begun = "finished" in previous or any(folder.glob("checkpoint-*"))
+        if begun or before.get("command") not in TRAININGS:
             changed = ", ".join(_differences(before, configuration))
             raise NEDSError(f"{folder} holds a run with other settings: {changed}; choose another folder")
-        return "finished" in previous
-    if any(folder.glob("checkpoint-*")):
+    elif any(folder.glob("checkpoint-*")):
         raise NEDSError(f"{folder} holds checkpoints, but no {RUN_FILE} says of what; choose another folder")
     write_json(path, {"configuration": configuration, **environment(), "started": time.time()})
     return False
