@@ -174,9 +174,7 @@ def test_the_models_are_trained_on_the_splits_that_are_asked_for(dataset, tmp_pa
     recordings = open_recordings(dataset)
     counts = [recordings.trials("ann", split).spike_counts for split in ("train", "test")]
     expected = np.concatenate(counts).mean((0, 1))
-    np.testing.assert_allclose(
-        load_model(str(tmp_path / "best"))[1].mean_counts("ann"), expected, atol=1e-6
-    )
+    np.testing.assert_allclose(load_model(str(tmp_path / "best"))[1].mean_counts("ann"), expected, atol=1e-6)
 
 
 # --- what is drawn ---
@@ -378,6 +376,11 @@ def test_a_dataset_without_validation_trials_is_refused(tmp_path, capsys):
     card.write_text(card.read_text().replace(entry, ""))
     error = error_of(capsys, arguments(dataset, tmp_path / "out"))
     assert "has no split 'validation'" in error
+
+
+def test_a_metric_that_there_is_not_is_said_before_the_first_model_is_trained(dataset, tmp_path, capsys):
+    error = error_of(capsys, arguments(dataset, tmp_path, "--metric_for_best_model", "accuracy"))
+    assert "--metric_for_best_model: there is no 'accuracy'" in error
 
 
 def test_a_model_that_cannot_be_made_is_named_with_its_settings(dataset, tmp_path, capsys):

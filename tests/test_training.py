@@ -95,7 +95,9 @@ def test_the_checkpoint_with_the_best_validation_mean_is_what_is_saved(model_fol
     )
 
 
-@pytest.mark.parametrize("metric, higher", [("eval_mean", True), ("eval_loss", False), ("loss_spikes", False)])
+@pytest.mark.parametrize(
+    "metric, higher", [("eval_mean", True), ("eval_loss", False), ("loss_spikes", False)]
+)
 def test_the_best_loss_is_the_lowest_and_of_anything_else_the_highest(metric, higher, tmp_path):
     arguments = {"output_dir": str(tmp_path), "use_cpu": True, "metric_for_best_model": metric}
     assert NEDSTrainingArguments(**arguments).greater_is_better is higher

@@ -20,7 +20,7 @@ from neds_hf.errors import NEDSError
 from neds_hf.hub.push import push_run
 from neds_hf.models import NEDSConfig
 from neds_hf.training.arguments import NEDSTrainingArguments, parse_training_arguments, training_parser
-from neds_hf.training.fit import configuration_of, fit
+from neds_hf.training.fit import check_metric, configuration_of, fit
 from neds_hf.training.runs import finish_run, start_run
 from neds_hf.training.sessions import Recordings, open_recordings
 
@@ -293,6 +293,7 @@ def train(
     else:
         prepared = finetune.prepare(recordings, args, arguments.model, arguments.strategy, values)
     model, processor, configuration = prepared
+    check_metric(args, processor, recordings)
     scores = fit(model, processor, recordings, args, configuration, callbacks)
     push_run(args)
     return scores

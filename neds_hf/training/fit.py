@@ -15,7 +15,7 @@ from neds_hf.errors import NEDSError
 from neds_hf.models.modeling_neds import NEDSModel
 from neds_hf.models.processing_neds import NEDSProcessor
 from neds_hf.training.arguments import NEDSTrainingArguments
-from neds_hf.training.inference import score
+from neds_hf.training.inference import score, sums_of
 from neds_hf.training.runs import finish_run, hub_id, last_checkpoint, start_run, write_json
 from neds_hf.training.sessions import Recordings, mean_table
 from neds_hf.training.strategies import GradualUnfreezing
@@ -61,6 +61,25 @@ def configuration_of(args: NEDSTrainingArguments, recordings: Recordings, **rest
         "sessions": recordings.session_ids,
         "data_fingerprint": recordings.fingerprint,
     }
+
+
+def check_metric(args: NEDSTrainingArguments, processor: NEDSProcessor, recordings: Recordings) -> None:
+    """Make sure that evaluation has what checkpoints are chosen by.
+
+    Raises:
+        NEDSError: It has no metric of that name.
+    """
+    if args.eval_strategy == "no" or not args.metric_for_best_model:
+        return
+    session = recordings.session_ids[0]
+    names = list(sums_of(processor, session).metrics(processor.mean_counts(session)))
+    known = [*names, "loss", *(f"loss_{name}" for name in ("spikes", *processor.behaviors))]
+    of_sessions = {f"{session}/{name}" for session in recordings.session_ids for name in names}
+    if args.metric_for_best_model.removeprefix("eval_") not in {*known, *of_sessions}:
+        raise NEDSError(
+            f"--metric_for_best_model: there is no {args.metric_for_best_model!r}; there are, also as "
+            f"eval_NAME: {', '.join(known)}"
+        )
 
 
 def fit(

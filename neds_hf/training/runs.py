@@ -128,14 +128,15 @@ def last_checkpoint(folder: Path) -> Path | None:
     """The newest whole checkpoint of a run. One whose writing or removal was cut off is removed."""
     whole = []
     for checkpoint in folder.glob("checkpoint-*"):
-        if _is_whole(checkpoint):
+        if is_whole(checkpoint):
             whole.append(checkpoint)
         else:
             shutil.rmtree(checkpoint)
     return max(whole, key=lambda checkpoint: int(checkpoint.name.split("-")[1]), default=None)
 
 
-def _is_whole(checkpoint: Path) -> bool:
+def is_whole(checkpoint: Path) -> bool:
+    """Whether it is a checkpoint with all that a run needs to go on."""
     if not all(any(checkpoint.glob(name)) for name in CHECKPOINT_FILES):
         return False
     try:  # the state is written last
