@@ -93,8 +93,8 @@ class NEDSTrainingArguments(TrainingArguments):
                 raise ValueError(f"--{name} must be at least 1, not {getattr(self, name)}")
         if (checkpoint := self.resume_from_checkpoint) and not is_whole(Path(checkpoint)):
             raise ValueError(
-                f"--resume_from_checkpoint: {checkpoint} is no whole checkpoint; without this option a run goes on "
-                "from its last one"
+                f"--resume_from_checkpoint: {checkpoint} is no whole checkpoint; without this option a run goes "
+                "on from its last one"
             )
         if "validation" in self.train_splits:
             self.eval_strategy, self.load_best_model_at_end = "no", False
