@@ -47,11 +47,12 @@ def main() -> None:
     # Data: the processor learns the sessions' statistics, the collator applies them.
     recordings = open_recordings(options.dataset)
     processor = new_processor(recordings)
+    train = ArrowTrials(recordings.split("train"))
     loader = DataLoader(
-        ArrowTrials(recordings.split("train")),
+        train,
         batch_size=options.batch_size,
         shuffle=True,
-        drop_last=True,
+        drop_last=len(train) >= options.batch_size,
         collate_fn=NEDSCollator(processor),
     )
 

@@ -151,10 +151,11 @@ def test_an_unknown_session_is_named(model_folder, tmp_path, capsys, finetune_ar
         (["--model", "nowhere"], "no model folder nowhere"),
         (["--dataset", "nowhere"], "no dataset folder nowhere"),
         (["--dataset", str(EXAMPLES)], "is no dataset folder: it has no README.md"),
+        (["--metric_for_best_model", "cat/speed_r2"], "there is no 'cat/speed_r2'"),
         (["--model", str(EXAMPLES)], f"{EXAMPLES} is no model folder"),
     ],
 )
-def test_folders_that_are_none_are_named(model_folder, tmp_path, capsys, finetune_arguments, change, message):
+def test_what_is_not_there_is_named(model_folder, tmp_path, capsys, finetune_arguments, change, message):
     assert message in error_of(capsys, [*finetune_arguments(model_folder, tmp_path / "out"), *change])
 
 

@@ -161,6 +161,20 @@ def test_a_dataset_without_a_behaviour_makes_a_model_without_it(tmp_path):
         (["--save_strategy", "steps"], "requires the save and eval strategy to match"),
         (["--hiden_size", "8"], "--hiden_size"),
         (["--attn_implementation", "fast"], "--attn_implementation: "),
+        (
+            ["--metric_for_best_model", "accuracy"],
+            "there is no 'accuracy'; there are, also as eval_NAME: bits_",
+        ),
+        (["--metric_for_best_model", "eve/mean"], "there is no 'eve/mean'"),
+        (["--resume_from_checkpoint", "true"], "--resume_from_checkpoint: true is no whole checkpoint"),
+        (["--per_device_train_batch_size", "0"], "--per_device_train_batch_size must be at least 1, not 0"),
+        (["--gradient_accumulation_steps", "0"], "--gradient_accumulation_steps must be at least 1, not 0"),
+        (["--learning_rate", "-1"], "--learning_rate must not be negative, but is -1.0"),
+        (["--weight_decay", "nan"], "--weight_decay must not be negative, but is nan"),
+        (
+            ["--report_to", "carrier_pigeon"],
+            "--report_to: no carrier_pigeon is installed; loggers that are: ",
+        ),
     ],
 )
 def test_a_wrong_argument_is_one_line_and_status_2(dataset, tmp_path, capsys, change, message):
@@ -202,8 +216,33 @@ def test_validation_trials_can_be_trained_on_too(dataset, tmp_path):
     assert json.loads((tmp_path / "metrics.json").read_text())["mean"]["bits_per_spike"] is not None
 
 
+@pytest.mark.parametrize("metric", ["eval_ann/choice_accuracy", "loss_spikes", "eval_psth_r2"])
+def test_a_checkpoint_can_be_chosen_by_any_metric_of_evaluation(dataset, tmp_path, metric):
+    pretrain(dataset, tmp_path, "--metric_for_best_model", metric)
+    log = json.loads((tmp_path / "trainer_state.json").read_text())["log_history"]
+    (value,) = [
+        entry[key]
+        for entry in log
+        for key in entry
+        if key.removeprefix("eval_") == metric.removeprefix("eval_")
+    ]
+    assert json.loads((tmp_path / "run.json").read_text())["results"]["best_validation"] == value
+
+
 def test_a_split_to_train_on_that_is_not_there(dataset, tmp_path, capsys):
     argv = [*pretrain_arguments(dataset, tmp_path / "out"), "--train_splits", "train", "later"]
     with pytest.raises(SystemExit):
         main(["pretrain", *argv])
     assert "later" in capsys.readouterr().err
+
+
+def test_without_validation_trials_there_is_nothing_to_choose_a_checkpoint_by(tmp_path, capsys):
+    source = write_dataset(tmp_path / "dataset", ["ann"])
+    card = source / "README.md"
+    entry = "  - split: validation\n    path:\n    - trials/validation/*.parquet\n"
+    card.write_text(card.read_text().replace(entry, ""))
+    out = tmp_path / "out"
+    error = error_of(capsys, *pretrain_arguments(source, out))
+    assert f"{source} has no validation trials to choose a checkpoint by" in error and not out.exists()
+    pretrain(source, out, *error.partition("the last one: ")[2].split())
+    assert "finished" in json.loads((out / "run.json").read_text())

@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from io import StringIO
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import yaml
@@ -22,7 +23,7 @@ from small_dataset import TRAINING, write_dataset
 from neds_hf.cli.main import main
 from neds_hf.cli.search import NUM_MODELS, RANGES, FinetuneSearch, PretrainSearch
 from neds_hf.training.search import SAMPLERS
-from neds_hf.training.sessions import load_model
+from neds_hf.training.sessions import load_model, open_recordings
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 RECIPE = REPOSITORY / "examples/configs/search.yaml"
@@ -168,6 +169,14 @@ def test_fine_tuning_is_searched_with_a_model(model_folder, dataset, tmp_path):
     assert run_of(tmp_path)["configuration"]["model"] == str(model_folder)
 
 
+def test_the_models_are_trained_on_the_splits_that_are_asked_for(dataset, tmp_path):
+    search(dataset, tmp_path, "--trials", 1, "--train_splits", "train", "test")
+    recordings = open_recordings(dataset)
+    counts = [recordings.trials("ann", split).spike_counts for split in ("train", "test")]
+    expected = np.concatenate(counts).mean((0, 1))
+    np.testing.assert_allclose(load_model(str(tmp_path / "best"))[1].mean_counts("ann"), expected, atol=1e-6)
+
+
 # --- what is drawn ---
 
 
@@ -239,10 +248,7 @@ def test_a_bad_model_is_stopped_early(dataset, tmp_path, capsys):
 
 
 def test_the_lowest_loss_can_be_what_is_best(dataset, tmp_path):
-    table = search(
-        *(dataset, tmp_path, "--trials", 2),
-        *("--metric_for_best_model", "eval_loss", "--greater_is_better", "false"),
-    )
+    table = search(dataset, tmp_path, "--trials", 2, "--metric_for_best_model", "eval_loss")
     assert run_of(tmp_path)["results"]["best_validation"] == table["value"].min() > 0
 
 
@@ -326,6 +332,7 @@ def test_a_search_that_is_killed_twice_goes_on_and_ends_as_one_that_was_not(data
         (["--set", "hidden_size=8"], "hidden_size: to be drawn by --space, but set on the command line"),
         (["--trials", "0"], "expected a number of models of at least 1, not 0"),
         (["--eval_strategy", "no", "--load_best_model_at_end", "false"], "a search chooses by validation"),
+        (["--train_splits", "train", "validation"], "and --train_splits without validation"),
         (["--sessions", "eve"], "does not have session eve"),
         (["--dataset", "nowhere"], "no dataset folder nowhere"),
         (["--dataset_config", "nights"], "is no dataset with a configuration 'nights'"),
@@ -369,6 +376,11 @@ def test_a_dataset_without_validation_trials_is_refused(tmp_path, capsys):
     card.write_text(card.read_text().replace(entry, ""))
     error = error_of(capsys, arguments(dataset, tmp_path / "out"))
     assert "has no split 'validation'" in error
+
+
+def test_a_metric_that_there_is_not_is_said_before_the_first_model_is_trained(dataset, tmp_path, capsys):
+    error = error_of(capsys, arguments(dataset, tmp_path, "--metric_for_best_model", "accuracy"))
+    assert "--metric_for_best_model: there is no 'accuracy'" in error
 
 
 def test_a_model_that_cannot_be_made_is_named_with_its_settings(dataset, tmp_path, capsys):

@@ -141,6 +141,18 @@ def test_evaluate_finds_the_metrics_of_the_training_and_predict_predicts(run, da
         assert rates["log_rates"].shape == (8, 20, 5)
 
 
+def test_it_is_found_from_anywhere_where_its_model_was_named_by_a_relative_path(
+    run, model_folder, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(model_folder.parent)
+    argv = [*run[1], "--output", str(tmp_path), "--model", model_folder.name, "--num_train_epochs", "1"]
+    assert main(["finetune", *argv]) == 0
+    monkeypatch.chdir(tmp_path)
+    assert load_model(str(tmp_path))[0].config.session_ids == ["ann", "bob", "cat"]
+    assert json.loads((tmp_path / "run.json").read_text())["base"]["name"] == model_folder.name
+    assert str(model_folder.parent) not in (tmp_path / "README.md").read_text()
+
+
 def test_a_known_session_gets_an_adapter_of_its_own_rows(run, model_folder, tmp_path):
     argv = [*run[1], "--output", str(tmp_path), "--session", "bob", "--num_train_epochs", "1"]
     assert main(["finetune", *argv]) == 0

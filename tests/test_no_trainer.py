@@ -28,3 +28,8 @@ def test_the_plain_loop_writes_a_model_with_its_test_metrics(dataset, tmp_path):
     scores = score_split(model, processor, open_recordings(dataset), "test")
     assert set(written["sessions"]) == set(scores) == {"ann", "bob", "cat"}
     assert written["mean"]["mean"] == pytest.approx(mean_table(scores)["mean"], abs=1e-6)
+
+
+def test_fewer_trials_than_a_batch_make_one_batch(dataset, tmp_path):
+    result = run("--dataset", str(dataset), "--output", str(tmp_path), "--epochs", "1", "--batch-size", "500")
+    assert result.returncode == 0, result.stderr

@@ -95,6 +95,15 @@ def test_the_checkpoint_with_the_best_validation_mean_is_what_is_saved(model_fol
     )
 
 
+@pytest.mark.parametrize(
+    "metric, higher", [("eval_mean", True), ("eval_loss", False), ("loss_spikes", False)]
+)
+def test_the_best_loss_is_the_lowest_and_of_anything_else_the_highest(metric, higher, tmp_path):
+    arguments = {"output_dir": str(tmp_path), "use_cpu": True, "metric_for_best_model": metric}
+    assert NEDSTrainingArguments(**arguments).greater_is_better is higher
+    assert NEDSTrainingArguments(**arguments, greater_is_better=not higher).greater_is_better is not higher
+
+
 def test_training_learns_what_the_spikes_say(model_folder):
     curve = [entry["eval_loss"] for entry in state_of(model_folder)["log_history"] if "eval_loss" in entry]
     assert curve[-1] < 0.8 * curve[0]
@@ -185,6 +194,22 @@ def test_a_run_killed_between_checkpoints_ends_as_an_uninterrupted_one(dataset, 
     metrics, other = ((tmp_path / name / "metrics.json").read_text() for name in ("killed", "whole"))
     assert metrics == other
     assert not list((tmp_path / "killed").glob("checkpoint-*"))
+
+
+def test_a_run_that_failed_before_its_first_checkpoint_does_not_block_its_folder(dataset, tmp_path, capsys):
+    argv = [*pretrain_arguments(dataset, tmp_path), "--max_steps", "2"]
+    split = ["--gradient_accumulation_steps", "20"]
+    assert main(["pretrain", *argv, *split]) == 2
+    assert "lower --per_device_train_batch_size" in capsys.readouterr().err
+    assert main(["pretrain", *argv, *split, "--per_device_train_batch_size", "4"]) == 0
+    run = json.loads((tmp_path / "run.json").read_text())
+    assert run["configuration"]["train_batch_size"] == 80 and "finished" in run
+
+
+def test_what_a_run_of_another_command_has_done_is_never_forgotten(tmp_path):
+    start_run(tmp_path, {"command": "baselines", "seed": 1})
+    with pytest.raises(NEDSError, match="seed 1 there, 2 asked for"):
+        start_run(tmp_path, {"command": "pretrain", "seed": 2})
 
 
 CHECKPOINT = ("model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json")

@@ -16,7 +16,7 @@ from neds_hf.training.arguments import (
     parse_training_arguments,
     training_parser,
 )
-from neds_hf.training.fit import configuration_of, fit
+from neds_hf.training.fit import check_metric, configuration_of, fit
 from neds_hf.training.runs import fingerprint_of
 from neds_hf.training.sessions import Recordings, add_sessions, load_model, open_recordings
 from neds_hf.training.strategies import STRATEGIES, freeze, with_adapter
@@ -70,6 +70,7 @@ def main(argv: list[str] | None = None) -> None:
     settings = parse_settings(arguments.set or [], SETTABLE)
     recordings = open_recordings(arguments.dataset).only(arguments.session).trained_on(args.train_splits)
     model, processor, configuration = prepare(recordings, args, arguments.model, arguments.strategy, settings)
+    check_metric(args, processor, recordings)
     print_scores(fit(model, processor, recordings, args, configuration))
     push_run(args)
 

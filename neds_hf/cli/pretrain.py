@@ -18,7 +18,7 @@ from neds_hf.training.arguments import (
     parse_training_arguments,
     training_parser,
 )
-from neds_hf.training.fit import configuration_of, fit
+from neds_hf.training.fit import check_metric, configuration_of, fit
 from neds_hf.training.sessions import Recordings, new_processor, open_recordings
 
 # What the data say of the configuration, and what may be set.
@@ -67,6 +67,7 @@ def main(argv: list[str] | None = None) -> None:
         recordings = recordings.only(arguments.sessions)
     recordings = recordings.trained_on(args.train_splits)
     model, processor, configuration = prepare(recordings, args, arguments.preset, values, arguments.scaling)
+    check_metric(args, processor, recordings)
     print_scores(fit(model, processor, recordings, args, configuration))
     push_run(args)
 

@@ -19,8 +19,8 @@ from neds_hf.cli.console import print_scores
 from neds_hf.errors import NEDSError
 from neds_hf.hub.push import push_run
 from neds_hf.models import NEDSConfig
-from neds_hf.training.arguments import parse_training_arguments, training_parser
-from neds_hf.training.fit import configuration_of, fit
+from neds_hf.training.arguments import NEDSTrainingArguments, parse_training_arguments, training_parser
+from neds_hf.training.fit import check_metric, configuration_of, fit
 from neds_hf.training.runs import finish_run, start_run
 from neds_hf.training.sessions import Recordings, open_recordings
 
@@ -126,8 +126,11 @@ def main(argv: list[str] | None = None) -> None:
     if arguments.backend == "ray" and arguments.sampler != "random":
         raise NEDSError("--backend ray draws everything before it trains, which only --sampler random can")
     if args.eval_strategy == "no":
-        raise NEDSError("a search chooses by validation: it needs --eval_strategy epoch or steps")
-    recordings = opened(command, arguments)
+        raise NEDSError(
+            "a search chooses by validation: it needs --eval_strategy epoch or steps, and --train_splits without "
+            "validation"
+        )
+    recordings = opened(command, arguments, args)
     recordings.split("validation")
 
     folder = Path(args.output_dir)
@@ -137,7 +140,7 @@ def main(argv: list[str] | None = None) -> None:
     }
     with searches.alone(folder):
         finished = start_run(folder, {n: value for n, value in configuration.items() if n not in ranges})
-        study = searches.open_study(folder, arguments.pruner, bool(args.greater_is_better))
+        study = searches.open_study(folder, arguments.pruner, args.greater_is_better)
         if finished and len(study.trials) >= num_models:
             raise NEDSError(f"{folder} holds this very search, finished; with more --trials it goes on")
         models = searches.unfinished(study, space, num_models, arguments.sampler, args.seed)
@@ -261,12 +264,15 @@ def space_of(command: str, parser: HfArgumentParser, ranges: dict, where: str) -
     return space
 
 
-def opened(command: str, arguments: SearchArguments) -> Recordings:
+def opened(command: str, arguments: SearchArguments, args: NEDSTrainingArguments) -> Recordings:
     """What to train on."""
     if command == "finetune":
-        return open_recordings(arguments.dataset).only(arguments.session)
-    recordings = open_recordings(arguments.dataset, arguments.dataset_config)
-    return recordings.only(arguments.sessions) if arguments.sessions else recordings
+        recordings = open_recordings(arguments.dataset).only(arguments.session)
+    else:
+        recordings = open_recordings(arguments.dataset, arguments.dataset_config)
+        if arguments.sessions:
+            recordings = recordings.only(arguments.sessions)
+    return recordings.trained_on(args.train_splits)
 
 
 def train(
@@ -280,13 +286,14 @@ def train(
     command, parser = parser_of(argv)
     words = [*argv, f"--output={folder}", f"--push_to_hub={push}", *words_of(settings)]
     arguments, args = parse_training_arguments(parser, words)
-    recordings = opened(command, arguments)
+    recordings = opened(command, arguments, args)
     values = parse_settings(arguments.set or [], SETTABLE[command])
     if command == "pretrain":
         prepared = pretrain.prepare(recordings, args, arguments.preset, values, arguments.scaling)
     else:
         prepared = finetune.prepare(recordings, args, arguments.model, arguments.strategy, values)
     model, processor, configuration = prepared
+    check_metric(args, processor, recordings)
     scores = fit(model, processor, recordings, args, configuration, callbacks)
     push_run(args)
     return scores

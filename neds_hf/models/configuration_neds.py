@@ -1,6 +1,7 @@
 """Configuration of NEDS (Zhang, Wang et al., ICML 2025, arXiv 2504.08201)."""
 
 import copy
+import math
 import os
 from typing import ClassVar
 
@@ -10,6 +11,18 @@ from transformers.configuration_utils import PreTrainedConfig
 
 KINDS = ("spikes", "continuous", "categorical")
 SCHEMES = ("encoding", "decoding", "within_modality", "cross_modal")
+POSITIVE = (
+    "num_bins",
+    "bins_per_token",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "tokenizer_width",
+    "rope_theta",
+    "layer_norm_eps",
+    "initial_mean_count",
+)
 CHOICES = {
     "categorical_tokens": ("bin", "trial"),
     "tokenizer": ("linear", "mlp"),
@@ -253,9 +266,10 @@ class NEDSConfig(Checkpoint, PreTrainedConfig):
                 raise ValueError(f"modality {modality.get('name')!r} has kind {modality.get('kind')!r}")
             if modality["kind"] == "categorical" and len(modality.get("classes", ())) < 2:
                 raise ValueError(f"categorical modality {modality['name']!r} needs at least two classes")
-        for name in ("num_bins", "bins_per_token", "hidden_size", "num_attention_heads"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
+        for name in POSITIVE:
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"{name} must be positive, not {value}")
         if min(self.unit_counts, default=1) < 1:
             raise ValueError(f"unit_counts must be positive, not {min(self.unit_counts)}")
         for name in ("hidden_dropout", "attention_dropout", "unit_dropout", "mask_ratio", "label_smoothing"):
@@ -266,10 +280,8 @@ class NEDSConfig(Checkpoint, PreTrainedConfig):
                 f"single_behavior_probability must be from 0 to 1, not {self.single_behavior_probability}"
             )
         for name in ("spike_smoothing", "prediction_smoothing"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, but is {getattr(self, name)}")
-        if self.initial_mean_count <= 0:
-            raise ValueError(f"initial_mean_count must be positive, not {self.initial_mean_count}")
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be finite and not negative, but is {getattr(self, name)}")
         if self.num_bins % self.bins_per_token:
             raise ValueError(
                 f"num_bins {self.num_bins} is not a multiple of bins_per_token {self.bins_per_token}"
@@ -286,15 +298,18 @@ class NEDSConfig(Checkpoint, PreTrainedConfig):
                 raise ValueError(
                     "tokenizer 'mlp' goes with bins_per_token 1, categorical_tokens 'bin' and tied_units False"
                 )
-            if not self.tokenizer_width or self.tokenizer_width < 1:
+            if self.tokenizer_width is None:
                 raise ValueError(
-                    f"tokenizer_width is {self.tokenizer_width}, expected a positive number where there are no "
-                    "sessions to derive it from"
+                    "tokenizer_width is None, expected a positive number where there are no sessions to derive it "
+                    "from"
                 )
-        weights = self.scheme_weights.values()
-        if set(self.scheme_weights) - set(SCHEMES) or min(weights) < 0 or sum(weights) <= 0:
+        for name in ("scheme_weights", "loss_weights"):
+            for key, weight in getattr(self, name).items():
+                if not isinstance(weight, int | float) or not 0 <= weight < math.inf:
+                    raise ValueError(f"{name} must be numbers, none negative, but {key!r} has {weight!r}")
+        if set(self.scheme_weights) - set(SCHEMES) or not any(self.scheme_weights.values()):
             raise ValueError(
-                f"scheme_weights {self.scheme_weights} must be weights of {SCHEMES}, none negative, not all zero"
+                f"scheme_weights {self.scheme_weights} must be weights of {SCHEMES}, not all zero"
             )
         if set(self.loss_weights) - set(names):
             raise ValueError(f"loss_weights {self.loss_weights} names a modality that is not in {names}")

@@ -1,12 +1,18 @@
 """`TrainingArguments` with NEDS's defaults, and the command line of what trains."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from transformers import HfArgumentParser, TrainingArguments
+from transformers.integrations import get_available_reporting_integrations
 
 from neds_hf.data.schema import SPLITS
 from neds_hf.errors import NEDSError
+from neds_hf.training.runs import is_whole
+
+NOT_NEGATIVE = ("mixup", "learning_rate", "weight_decay", "unit_weight_decay", "adam_epsilon")
+BATCH_SIZES = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
 
 
 @dataclass
@@ -36,7 +42,9 @@ class NEDSTrainingArguments(TrainingArguments):
     save_total_limit: int | None = field(default=1, metadata={"help": "Checkpoints kept, besides the best."})
     load_best_model_at_end: bool = field(default=True, metadata={"help": "Keep the best checkpoint."})
     metric_for_best_model: str | None = field(default="eval_mean", metadata={"help": "What best means."})
-    greater_is_better: bool | None = field(default=True, metadata={"help": "Higher is better."})
+    greater_is_better: bool | None = field(
+        default=None, metadata={"help": "Higher is better. Default: unless it is a loss."}
+    )
     mixup: float = field(
         default=0.0,
         metadata={
@@ -77,14 +85,30 @@ class NEDSTrainingArguments(TrainingArguments):
     hub_strategy: str = field(default="end", metadata={"help": "When to push, with --push_to_hub."})
 
     def __post_init__(self):
-        if self.mixup < 0:
-            raise ValueError(f"--mixup must not be negative, but is {self.mixup}")
+        for name in NOT_NEGATIVE:
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"--{name} must not be negative, but is {getattr(self, name)}")
+        for name in BATCH_SIZES:
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name} must be at least 1, not {getattr(self, name)}")
+        if (checkpoint := self.resume_from_checkpoint) and not is_whole(Path(checkpoint)):
+            raise ValueError(
+                f"--resume_from_checkpoint: {checkpoint} is no whole checkpoint; without this option a run goes "
+                "on from its last one"
+            )
         if "validation" in self.train_splits:
             self.eval_strategy, self.load_best_model_at_end = "no", False
+        if self.greater_is_better is None and self.metric_for_best_model:
+            self.greater_is_better = "loss" not in self.metric_for_best_model
         self.dataloader_persistent_workers &= self.dataloader_num_workers > 0
         # transformers refuses --bf16 without an accelerator, unless the CPU is asked for.
         self.use_cpu |= self.bf16 and not torch.accelerator.is_available()
         super().__post_init__()
+        if missing := set(self.report_to) - set(available := get_available_reporting_integrations()):
+            raise ValueError(
+                f"--report_to: no {', '.join(sorted(missing))} is installed; loggers that are: "
+                f"{', '.join(available) or 'none'}"
+            )
         if self.attn_implementation is None:
             self.attn_implementation = "eager" if self.bf16 and self.device.type == "cpu" else "sdpa"
 

@@ -15,7 +15,7 @@ from neds_hf.errors import NEDSError
 from neds_hf.models.modeling_neds import NEDSModel
 from neds_hf.models.processing_neds import NEDSProcessor
 from neds_hf.training.arguments import NEDSTrainingArguments
-from neds_hf.training.inference import score
+from neds_hf.training.inference import score, sums_of
 from neds_hf.training.runs import finish_run, hub_id, last_checkpoint, start_run, write_json
 from neds_hf.training.sessions import Recordings, mean_table
 from neds_hf.training.strategies import GradualUnfreezing
@@ -63,6 +63,25 @@ def configuration_of(args: NEDSTrainingArguments, recordings: Recordings, **rest
     }
 
 
+def check_metric(args: NEDSTrainingArguments, processor: NEDSProcessor, recordings: Recordings) -> None:
+    """Make sure that evaluation has what checkpoints are chosen by.
+
+    Raises:
+        NEDSError: It has no metric of that name.
+    """
+    if args.eval_strategy == "no" or not args.metric_for_best_model:
+        return
+    session = recordings.session_ids[0]
+    names = list(sums_of(processor, session).metrics(processor.mean_counts(session)))
+    known = [*names, "loss", *(f"loss_{name}" for name in ("spikes", *processor.behaviors))]
+    of_sessions = {f"{session}/{name}" for session in recordings.session_ids for name in names}
+    if args.metric_for_best_model.removeprefix("eval_") not in {*known, *of_sessions}:
+        raise NEDSError(
+            f"--metric_for_best_model: there is no {args.metric_for_best_model!r}; there are, also as "
+            f"eval_NAME: {', '.join(known)}"
+        )
+
+
 def fit(
     model: NEDSModel,
     processor: NEDSProcessor,
@@ -81,7 +100,8 @@ def fit(
 
     Raises:
         NEDSError: The folder holds this very run, finished, or a run of another configuration; there is no such
-            attention; or, with `args.push_to_hub`, there is no repository for it. `neds_hf.hub.push.push_run` then
+            attention; there are no validation trials for `args.eval_strategy`; the tokenizer takes no mixed
+            trials; or, with `args.push_to_hub`, there is no repository for it. `neds_hf.hub.push.push_run` then
             fills it.
     """
     folder = Path(args.output_dir)
@@ -89,6 +109,13 @@ def fit(
         raise NEDSError(
             f"--hub_strategy {args.hub_strategy.value}: a run is pushed at its end, never half of it"
         )
+    if args.eval_strategy != "no" and not len(recordings.splits.get("validation", ())):
+        raise NEDSError(
+            f"{recordings.source} has no validation trials to choose a checkpoint by; to keep the last one: "
+            "--eval_strategy no --load_best_model_at_end false"
+        )
+    if args.mixup and model.config.tokenizer == "mlp":
+        raise NEDSError(f"--mixup {args.mixup}: tokenizer 'mlp' takes whole classes, not mixed ones")
     try:
         model.set_attn_implementation(args.attn_implementation)
     except (ValueError, ImportError) as error:

@@ -19,6 +19,7 @@ from neds_hf.errors import NEDSError
 
 LIBRARIES = ("neds_hf", "torch", "transformers", "datasets", "accelerate", "numpy")
 RUN_FILE = "run.json"
+TRAININGS = ("pretrain", "finetune")  # commands whose runs hold nothing before their first checkpoint
 
 # What the Trainer silently goes on without, or starts anew, where a checkpoint lacks it.
 CHECKPOINT_FILES = (
@@ -92,6 +93,8 @@ def fingerprint_of(model: torch.nn.Module) -> str:
 def start_run(folder: Path, configuration: dict) -> bool:
     """Note the configuration of a run; return True where the folder holds the same run already, finished.
 
+    A training that failed before its first checkpoint is forgotten.
+
     Raises:
         NEDSError: The folder holds a run of another configuration, or checkpoints of something else.
     """
@@ -100,11 +103,13 @@ def start_run(folder: Path, configuration: dict) -> bool:
     if path.exists():
         previous = json.loads(path.read_text())
         before = previous["configuration"]
-        if before != configuration:
+        if before == configuration:
+            return "finished" in previous
+        begun = "finished" in previous or any(folder.glob("checkpoint-*"))
+        if begun or before.get("command") not in TRAININGS:
             changed = ", ".join(_differences(before, configuration))
             raise NEDSError(f"{folder} holds a run with other settings: {changed}; choose another folder")
-        return "finished" in previous
-    if any(folder.glob("checkpoint-*")):
+    elif any(folder.glob("checkpoint-*")):
         raise NEDSError(f"{folder} holds checkpoints, but no {RUN_FILE} says of what; choose another folder")
     write_json(path, {"configuration": configuration, **environment(), "started": time.time()})
     return False
@@ -136,14 +141,15 @@ def last_checkpoint(folder: Path) -> Path | None:
     """The newest whole checkpoint of a run. One whose writing or removal was cut off is removed."""
     whole = []
     for checkpoint in folder.glob("checkpoint-*"):
-        if _is_whole(checkpoint):
+        if is_whole(checkpoint):
             whole.append(checkpoint)
         else:
             shutil.rmtree(checkpoint)
     return max(whole, key=lambda checkpoint: int(checkpoint.name.split("-")[1]), default=None)
 
 
-def _is_whole(checkpoint: Path) -> bool:
+def is_whole(checkpoint: Path) -> bool:
+    """Whether it is a checkpoint with all that a run needs to go on."""
     if not all(any(checkpoint.glob(name)) for name in CHECKPOINT_FILES):
         return False
     try:  # the state is written last

@@ -195,6 +195,8 @@ def load_model(source: str, settings: dict | None = None) -> tuple[NEDSModel, NE
         raise NEDSError(
             f"{source} is no NEDS model: its weights or its sessions are not those of its config.json"
         )
+    # What an adapter of it says that it was made from.
+    model.name_or_path = str(Path(source).absolute()) if Path(source).exists() else source
     return model.to("cuda" if torch.cuda.is_available() else "cpu"), processor
 
 
