@@ -142,7 +142,8 @@ def test_the_sessions_of_a_configuration_and_no_multi_session_model_of_one(argum
 
 
 def test_neds_for_one_task(arguments, tmp_path, capsys):
-    training = [*TRAINING, "--num_train_epochs", "3"]
+    # What a checkpoint is chosen by is the task's, whatever else is asked for.
+    training = [*TRAINING, "--num_train_epochs", "3", "--metric_for_best_model", "eval_loss"]
     more = ["--session", "cat", "--methods", "neds_encoding", "neds_decoding", "--preset", "small"]
     assert main(["baselines", *arguments(*more, *training, "--set", *NEDS_SIZES)]) == 0
     out = tmp_path / "out"

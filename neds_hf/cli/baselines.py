@@ -218,7 +218,7 @@ def unimodal(
     """What NEDS that is trained on this one session for one task alone predicts."""
     args = copy.copy(args)
     args.output_dir = str(folder)
-    args.metric_for_best_model = BEST[task]
+    args.metric_for_best_model, args.greater_is_better = BEST[task], True
     trained = recordings.trained_on(args.train_splits)
     model, processor, configuration = prepare(
         trained, args, preset, {**settings, "scheme_weights": {task: 1.0}}
