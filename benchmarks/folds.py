@@ -47,11 +47,8 @@ FINE_TUNING = (
     *("--set", "label_smoothing=0.2"),
 )
 # Those of which the seeds' predictions are averaged, and which are compared with the best baseline.
-SEVERAL = {
-    "NEDS": "neds",
-    "NEDS, roots and smoothed labels": "neds-roots",
-    FROM_MICE: "neds-from-mice",
-}
+SEVERAL = {name: NEDS[name][0] for name in ("NEDS", "NEDS, roots and smoothed labels")}
+SEVERAL[FROM_MICE] = "neds-from-mice"
 ENSEMBLES = {f"{name}, seeds averaged": folder for name, folder in SEVERAL.items()}
 COMPARED = (*SEVERAL, *ENSEMBLES)
 
