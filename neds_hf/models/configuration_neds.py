@@ -116,7 +116,7 @@ class Checkpoint:
 
 
 # Why `usable_name` says no.
-UNUSABLE_NAME = "with a dot, or as a part of torch's modules is named, no weights can be"
+UNUSABLE_NAME = "with a dot, or like an attribute of torch's modules, no weights can be named; rename it"
 
 
 def usable_name(behavior: str) -> bool:

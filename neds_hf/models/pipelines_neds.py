@@ -26,7 +26,7 @@ class NEDSPipeline(Pipeline):
         ours, theirs = self.processor.session_ids, self.model.config.session_ids
         if ours != theirs:
             raise ValueError(
-                f"the processor has the sessions {ours}, the model {theirs}: they do not belong together"
+                f"the processor has the sessions {ours}, the model {theirs}: load both from one folder"
             )
         self.model.eval()  # one that was trained just now is not
         self.feature_extractor = self.processor  # transformers makes no batches without one
