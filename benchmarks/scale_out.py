@@ -94,6 +94,7 @@ def step_times(folder: Path, way: str, sizes: str, options: argparse.Namespace) 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--preset", default="compact")
+    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES), help="of the preset")
     parser.add_argument("--batch", type=int, default=16, help="trials of a process")
     parser.add_argument("--steps", type=int, default=30, help="steps that count")
     parser.add_argument("--rounds", type=int, default=3, help="runs of each, in turns")
@@ -101,13 +102,12 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=486)
     parser.add_argument("--output", type=Path, default=HERE / "scale_out.json")
     parser.add_argument("--train", type=Path, metavar="DATASET", help=argparse.SUPPRESS)
-    parser.add_argument("--sizes", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.train:
-        what = (options.preset, options.sizes)
+        what = (options.preset, *options.sizes)
         train(options.train, options.output, *what, options.batch, options.steps)
         return
-    steps = {sizes: {"alone": [], "apart": [], "together": []} for sizes in SIZES}
+    steps = {sizes: {"alone": [], "apart": [], "together": []} for sizes in options.sizes}
     with tempfile.TemporaryDirectory() as folder:
         write_dataset(Path(folder, "data"), 1, options.units, options.trials)
         for _ in range(options.rounds):
