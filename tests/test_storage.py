@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -171,6 +170,28 @@ def test_a_folder_that_cannot_be_written_to_is_one_error_before_anything_is_read
             convert(out, [source("s1", not_to_be_read)], OPTIONS, BEHAVIORS)
 
 
+@pytest.mark.parametrize("writes", range(6))
+def test_a_full_disc_is_one_error_and_the_next_run_goes_on(tmp_path, monkeypatch, writes):
+    """Whichever of the five tables, or the card, it has no room for."""
+    out, left, write = tmp_path / "out", iter(range(writes)), storage.write_table
+
+    def write_while_there_is_room(*what):
+        if next(left, None) is None:
+            raise OSError(28, "No space left on device")
+        write(*what)
+
+    def write_no_card(out):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "write_table", write_while_there_is_room)
+        patch.setattr(storage, "write_card", write_no_card)
+        with pytest.raises(NEDSError, match=f"^{out}: .*No space left on device.*; run again to go on"):
+            convert(out, [source("s1")], OPTIONS, BEHAVIORS)
+    convert(out, [source("s1")], OPTIONS, BEHAVIORS)
+    assert summary(out).startswith("sessions: 1 kept, 0 dropped\ntrials: 10 kept")
+
+
 def test_an_unknown_held_out_session_is_refused(tmp_path):
     """Before anything is read."""
     with pytest.raises(NEDSError, match="held-out session s9 is not among the sessions"):
@@ -310,16 +331,6 @@ def test_a_session_that_fails_unexpectedly_stops_no_other(tmp_path, error):
     assert counts["converted"] == 1
     reason = json.loads((tmp_path / "dropped_sessions.json").read_text())["s1"]
     assert reason.startswith(f"cannot be read: {error.__name__}: ") and "cheese" in reason
-
-
-def be_killed(session: str) -> Recording:
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def test_a_killed_worker_is_one_error_that_says_how_to_go_on(tmp_path):
-    sources = [source("s1", be_killed), source("s2", be_killed)]
-    with pytest.raises(NEDSError, match="probably for want of memory: --workers 1 needs less; run again"):
-        convert(tmp_path, sources, OPTIONS, BEHAVIORS, workers=2)
 
 
 def test_a_session_that_fails_after_a_change_leaves_nothing_stale(tmp_path):

@@ -7,14 +7,12 @@ folder through the ``configs:`` of the card, without this package.
 
 import hashlib
 import json
-import multiprocessing
 import os
 import re
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import version
@@ -40,6 +38,7 @@ from neds_hf.data.schema import (
     split_of_trials,
     trial_features,
 )
+from neds_hf.data.workers import outcomes
 from neds_hf.errors import NEDSError
 
 # Spike counts of one row group: small enough to stream and shuffle, large enough for fast reads.
@@ -109,11 +108,9 @@ def convert(
     if unknown := set(held_out) - known:
         raise NEDSError(f"held-out session {min(unknown)} is not among the sessions of {out}")
     _remove_uncommitted(out, marks)
-    try:
+    with _writing_to(out):
         out.mkdir(parents=True, exist_ok=True)
         _write_text(out / "held_out.json", json.dumps(held_out, indent=2) + "\n")
-    except OSError as error:
-        raise NEDSError(f"{out}: expected a folder that can be written to ({error})") from error
 
     done = {session: (mark["fingerprint"], mark["version"]) for session, mark in marks.items()}
     todo = [
@@ -123,23 +120,34 @@ def convert(
     ]
     counts = Counter(unchanged=len(sources) - len(todo))
     task = partial(_convert_session, out=out, options=options, behaviors=behaviors)
-    with tqdm(total=len(sources), initial=len(sources) - len(todo), desc="build", unit="session") as bar:
-        for session, reason in _outcomes(task, todo, workers):
+    bar = tqdm(total=len(sources), initial=len(sources) - len(todo), desc="build", unit="session")
+    dropped_file = out / "dropped_sessions.json"
+    with _writing_to(out), bar:
+        for source, reason in outcomes(task, todo, workers):
             counts["dropped" if reason else "converted"] += 1
-            dropped.pop(session, None)
+            dropped.pop(source.session, None)
             if reason:
-                dropped[session] = reason
+                dropped[source.session] = reason
             bar.update()
             bar.set_postfix(converted=counts["converted"], dropped=counts["dropped"])
-
-    dropped_file = out / "dropped_sessions.json"
-    _write_text(dropped_file, json.dumps(dict(sorted(dropped.items())), indent=2) + "\n")
+        _write_text(dropped_file, json.dumps(dict(sorted(dropped.items())), indent=2) + "\n")
     if not counts["converted"] + counts["unchanged"]:
         reasons = "\n  ".join(f"{source.session}: {dropped[source.session]}" for source in sources[:5])
         more = f"\n  ... {len(sources) - 5} more in {dropped_file}" if len(sources) > 5 else ""
         raise NEDSError(f"none of {len(sources)} sessions could be converted:\n  {reasons}{more}")
-    write_card(out)
+    with _writing_to(out):
+        write_card(out)
     return counts
+
+
+@contextmanager
+def _writing_to(out: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:  # such as a full disc
+        raise NEDSError(
+            f"{out}: expected a folder that can be written to ({error}); run again to go on"
+        ) from error
 
 
 def summary(out: Path) -> str:
@@ -315,39 +323,6 @@ def _remove_uncommitted(out: Path, committed: Iterable[str]) -> None:
     for file in files:
         if file.stem not in committed:
             file.unlink()
-
-
-def _outcomes(
-    task: Callable[[Source], str | None], sources: list[Source], workers: int
-) -> Iterator[tuple[str, str | None]]:
-    if min(workers, len(sources)) <= 1:
-        for source in sources:
-            yield source.session, task(source)
-        return
-    # Not forked: the parent has running threads (Arrow, progress bar) that a fork would break.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(workers, len(sources)), context, initializer=_end_with_parent) as pool:
-        futures = {pool.submit(task, source): source.session for source in sources}
-        try:
-            for future in as_completed(futures):
-                yield futures[future], future.result()
-        except BrokenProcessPool:
-            raise NEDSError(
-                "a process that converts sessions was ended, probably for want of memory: --workers 1 needs less; "
-                "run again to go on"
-            ) from None
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
-def _end_with_parent() -> None:
-    """Let this process end when its parent is killed, which it would otherwise wait for ever."""
-
-    def wait() -> None:
-        multiprocessing.parent_process().join()
-        os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()
 
 
 def _convert_session(
