@@ -4,6 +4,8 @@ import json
 import os
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import ClassLabel, load_dataset
 from huggingface_hub import DatasetCard
+from tqdm.auto import tqdm
 
 from neds_hf.data import storage
 from neds_hf.data.schema import ConversionOptions, Recording, split_of_trials
@@ -168,6 +171,31 @@ def test_a_folder_that_cannot_be_written_to_is_one_error_before_anything_is_read
     for out in (tmp_path / "file", tmp_path / "file" / "out"):
         with pytest.raises(NEDSError, match=f"^{out}: expected a folder that can be written to"):
             convert(out, [source("s1", not_to_be_read)], OPTIONS, BEHAVIORS)
+
+
+def test_two_conversions_into_one_folder_come_one_after_the_other(tmp_path, monkeypatch, capsys):
+    """Neither takes the other's files for those of an interrupted one."""
+    writing, write = threading.Event(), tqdm.write
+
+    def wait_until_the_other_waits(session):
+        writing.set()
+        assert waiting.wait(60)
+        return recording(session)
+
+    def say(*args, **kwargs):
+        waiting.set()
+        write(*args, **kwargs)
+
+    waiting = threading.Event()
+    monkeypatch.setattr(tqdm, "write", say)
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(convert, tmp_path, [source("s1", wait_until_the_other_waits)], OPTIONS, BEHAVIORS)
+        assert writing.wait(60)
+        assert convert(tmp_path, [source("s2")], OPTIONS, BEHAVIORS)["converted"] == 1
+        assert first.result()["converted"] == 1
+    assert "another process converts into it; waiting" in capsys.readouterr().err
+    for folder in ("trials/train", "trials/validation", "trials/test", "units", "sessions"):
+        assert sorted(file.stem for file in (tmp_path / folder).glob("*")) == ["s1", "s2"]
 
 
 @pytest.mark.parametrize("writes", range(6))

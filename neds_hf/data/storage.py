@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import re
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -23,6 +24,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Features
+from filelock import FileLock, Timeout
 from huggingface_hub import DatasetCard, DatasetCardData
 from tqdm.auto import tqdm
 
@@ -78,7 +80,8 @@ def convert(
     """Convert sessions into the dataset folder `out`, and write its card.
 
     A session that is there already, from the same data with the same options, is left alone. A session that
-    cannot be used is listed with its reason in ``out/dropped_sessions.json`` and stops no other.
+    cannot be used is listed with its reason in ``out/dropped_sessions.json`` and stops no other. Where another
+    process converts into `out`, this one waits for it.
 
     Args:
         options: Their window, bin and event must be those of every recording.
@@ -97,57 +100,65 @@ def convert(
     """
     out = Path(out)
     _check_session_ids([source.session for source in sources])
-    conversion = _conversion(options, behaviors)
-    marks = provenances(out)
-    for session, mark in marks.items():
-        _check_same_conversion(out, session, mark, conversion)
-    dropped, stored = dropped_sessions(out), held_out_sessions(out)
-    held_out = stored if held_out is None else sorted({*held_out})
-    known = {*stored, *marks, *dropped, *(source.session for source in sources)}
-    known.update(*repeated_site_sessions().values())
-    if unknown := set(held_out) - known:
-        raise NEDSError(f"held-out session {min(unknown)} is not among the sessions of {out}")
-    _remove_uncommitted(out, marks)
-    with _writing_to(out):
-        out.mkdir(parents=True, exist_ok=True)
+    with _only_writer(out):
+        conversion = _conversion(options, behaviors)
+        marks = provenances(out)
+        for session, mark in marks.items():
+            _check_same_conversion(out, session, mark, conversion)
+        dropped, stored = dropped_sessions(out), held_out_sessions(out)
+        held_out = stored if held_out is None else sorted({*held_out})
+        known = {*stored, *marks, *dropped, *(source.session for source in sources)}
+        known.update(*repeated_site_sessions().values())
+        if unknown := set(held_out) - known:
+            raise NEDSError(f"held-out session {min(unknown)} is not among the sessions of {out}")
+        _remove_uncommitted(out, marks)
         _write_text(out / "held_out.json", json.dumps(held_out, indent=2) + "\n")
 
-    done = {session: (mark["fingerprint"], mark["version"]) for session, mark in marks.items()}
-    todo = [
-        source
-        for source in sources
-        if done.get(source.session) != (source.fingerprint, conversion["version"])
-    ]
-    counts = Counter(unchanged=len(sources) - len(todo))
-    task = partial(_convert_session, out=out, options=options, behaviors=behaviors)
-    bar = tqdm(total=len(sources), initial=len(sources) - len(todo), desc="build", unit="session")
-    dropped_file = out / "dropped_sessions.json"
-    with _writing_to(out), bar:
-        for source, reason in outcomes(task, todo, workers):
-            counts["dropped" if reason else "converted"] += 1
-            dropped.pop(source.session, None)
-            if reason:
-                dropped[source.session] = reason
-            bar.update()
-            bar.set_postfix(converted=counts["converted"], dropped=counts["dropped"])
+        done = {session: (mark["fingerprint"], mark["version"]) for session, mark in marks.items()}
+        todo = [
+            source
+            for source in sources
+            if done.get(source.session) != (source.fingerprint, conversion["version"])
+        ]
+        counts = Counter(unchanged=len(sources) - len(todo))
+        task = partial(_convert_session, out=out, options=options, behaviors=behaviors)
+        with tqdm(total=len(sources), initial=len(sources) - len(todo), desc="build", unit="session") as bar:
+            for source, reason in outcomes(task, todo, workers):
+                counts["dropped" if reason else "converted"] += 1
+                dropped.pop(source.session, None)
+                if reason:
+                    dropped[source.session] = reason
+                bar.update()
+                bar.set_postfix(converted=counts["converted"], dropped=counts["dropped"])
+
+        dropped_file = out / "dropped_sessions.json"
         _write_text(dropped_file, json.dumps(dict(sorted(dropped.items())), indent=2) + "\n")
-    if not counts["converted"] + counts["unchanged"]:
-        reasons = "\n  ".join(f"{source.session}: {dropped[source.session]}" for source in sources[:5])
-        more = f"\n  ... {len(sources) - 5} more in {dropped_file}" if len(sources) > 5 else ""
-        raise NEDSError(f"none of {len(sources)} sessions could be converted:\n  {reasons}{more}")
-    with _writing_to(out):
+        if not counts["converted"] + counts["unchanged"]:
+            reasons = "\n  ".join(f"{source.session}: {dropped[source.session]}" for source in sources[:5])
+            more = f"\n  ... {len(sources) - 5} more in {dropped_file}" if len(sources) > 5 else ""
+            raise NEDSError(f"none of {len(sources)} sessions could be converted:\n  {reasons}{more}")
         write_card(out)
-    return counts
+        return counts
 
 
 @contextmanager
-def _writing_to(out: Path) -> Iterator[None]:
+def _only_writer(out: Path) -> Iterator[None]:
+    """Make the folder and keep it to this process; what cannot be written, as on a full disc, is one error."""
+    lock = FileLock(out / ".lock")
     try:
+        out.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            tqdm.write(f"{out}: another process converts into it; waiting until it is done", file=sys.stderr)
+            lock.acquire()
         yield
-    except OSError as error:  # such as a full disc
+    except OSError as error:
         raise NEDSError(
             f"{out}: expected a folder that can be written to ({error}); run again to go on"
         ) from error
+    finally:
+        lock.release()
 
 
 def summary(out: Path) -> str:
