@@ -173,6 +173,15 @@ def test_a_folder_that_cannot_be_written_to_is_one_error_before_anything_is_read
             convert(out, [source("s1", not_to_be_read)], OPTIONS, BEHAVIORS)
 
 
+@pytest.mark.parametrize("file", ["sessions/s1.parquet", "held_out.json", "dropped_sessions.json"])
+def test_a_file_that_is_damaged_is_named(tmp_path, file):
+    """As by a copy that was cut off, or by hand."""
+    convert(tmp_path, [source("s1")], OPTIONS, BEHAVIORS)
+    (tmp_path / file).write_text('["s1",]')
+    with pytest.raises(NEDSError, match=f"^{tmp_path / file}: expected (JSON|a Parquet file)"):
+        convert(tmp_path, [source("s1")], OPTIONS, BEHAVIORS)
+
+
 def test_two_conversions_into_one_folder_come_one_after_the_other(tmp_path, monkeypatch, capsys):
     """Neither takes the other's files for those of an interrupted one."""
     writing, write = threading.Event(), tqdm.write

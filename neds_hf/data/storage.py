@@ -248,7 +248,7 @@ def held_out_sessions(out: Path) -> list[str]:
     """Sessions that are held out of pretraining, whether or not they are converted already."""
     listed, card = Path(out) / "held_out.json", Path(out) / "README.md"
     if listed.exists():
-        return json.loads(listed.read_text())
+        return _read_json(listed)
     if not card.exists():
         return []
     # A folder of before there was the list.
@@ -260,7 +260,14 @@ def held_out_sessions(out: Path) -> list[str]:
 def dropped_sessions(out: Path) -> dict[str, str]:
     """Session to why it could not be used."""
     file = Path(out) / "dropped_sessions.json"
-    return json.loads(file.read_text()) if file.exists() else {}
+    return _read_json(file) if file.exists() else {}
+
+
+def _read_json(file: Path) -> list | dict:
+    try:
+        return json.loads(file.read_text())
+    except ValueError as error:
+        raise NEDSError(f"{file}: expected JSON ({error})") from None
 
 
 def trial_files(out: Path, split: str, sessions: Iterable[str]) -> list[Path]:
@@ -298,8 +305,15 @@ def _conversion(options: ConversionOptions, behaviors: Behaviors) -> dict:
 
 
 def _read_sessions(out: Path) -> pd.DataFrame:
-    files = sorted((Path(out) / "sessions").glob("*.parquet"))
-    return pd.concat([pq.read_table(file).to_pandas() for file in files], ignore_index=True)
+    rows = []
+    for file in sorted((Path(out) / "sessions").glob("*.parquet")):
+        try:
+            rows.append(pq.read_table(file).to_pandas())
+        except (OSError, ValueError) as error:
+            raise NEDSError(
+                f"{file}: expected a Parquet file ({error}); without it, its session is converted again"
+            ) from None
+    return pd.concat(rows, ignore_index=True)
 
 
 def _check_same_conversion(out: Path, session: str, mark: dict, conversion: dict) -> None:
