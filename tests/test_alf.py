@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import xxhash
-from alf_folder import trials_table, write_session, write_trials
+from alf_folder import trials_table, write_session, write_spikes, write_trials
 
 from neds_hf.data import alf
 from neds_hf.data.schema import ConversionOptions
@@ -16,6 +16,7 @@ from neds_hf.errors import NEDSError
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 OPTIONS = ConversionOptions(min_rate_hz=0)
+LEFT_CAMERA = ("_ibl_leftCamera.times", "leftCamera.ROIMotionEnergy")
 
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the folder of real recordings is not here")
 
@@ -372,6 +373,40 @@ def test_ids_that_are_numbers_and_odd_quality_labels_are_taken_as_far_as_they_go
     units = read_only_session(tmp_path).units
     assert units["uuid"].tolist() == ["7", "8", "9"]
     np.testing.assert_array_equal(units["label"], [1.0, np.nan, np.nan])
+
+
+def test_sessions_and_files_that_are_added_later_are_read(tmp_path):
+    left_camera = [write_session(tmp_path, "a") / f"{name}.npy" for name in LEFT_CAMERA]
+    energy = [file.read_bytes() for file in left_camera]
+    for file in left_camera:
+        file.unlink()
+    first = read_only_session(tmp_path)
+    assert first.provenance["signals"]["whisker_motion_energy"] == "rightCamera"
+    write_session(tmp_path, "b")
+    for file, content in zip(left_camera, energy):
+        file.write_bytes(content)
+    one = alf.open_local(tmp_path)
+    assert len(alf.list_sessions(one)) == 2
+    recording = alf.read_session(one, first.session, OPTIONS)
+    assert recording.provenance["signals"]["whisker_motion_energy"] == "leftCamera"
+    (left_camera[0].parent / "probe01").mkdir()
+    write_spikes(left_camera[0].parent / "probe01", trials_table())
+    recording = alf.read_session(one, first.session, OPTIONS)
+    assert list(recording.provenance["probes"]) == ["probe00", "probe01"]
+
+
+def test_tables_made_elsewhere_stay_and_warn_of_a_session_that_they_lack(tmp_path):
+    from one.alf.cache import make_parquet_db
+
+    write_session(tmp_path, "a")
+    make_parquet_db(tmp_path)
+    tables = (tmp_path / "sessions.pqt").read_bytes()
+    write_session(tmp_path, "b")
+    with pytest.warns(
+        UserWarning, match="Subjects/b/2024-01-31/001 is not in .*sessions.pqt and is left out"
+    ):
+        assert read_only_session(tmp_path).subject == "a"
+    assert (tmp_path / "sessions.pqt").read_bytes() == tables
 
 
 def test_tables_that_are_there_are_used_as_they_are(tmp_path):

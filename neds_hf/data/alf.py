@@ -39,9 +39,9 @@ _REVISION = re.compile(r"#([^#/]*)#/")
 def open_local(cache_dir: str | Path):
     """A ONE object on a folder of ALF sessions; its cache tables are made where it has none.
 
-    The folder holds `<lab>/Subjects/<subject>/<date>/<number>/alf/...`. Where the tables exist they are used
-    as they are, so that sessions downloaded from a server keep their ids; tables made here do not know of
-    sessions added later, until they are deleted.
+    The folder holds `<lab>/Subjects/<subject>/<date>/<number>/alf/...`. Tables that exist are used as they are,
+    so that sessions downloaded from a server keep their ids. Only those made here are made anew, when sessions
+    were added; others warn of sessions that they lack.
 
     Raises:
         NEDSError: No such folder, no session in it, tables that cannot be written or are damaged, or ONE is not
@@ -57,9 +57,35 @@ def open_local(cache_dir: str | Path):
     if not all((cache_dir / name).is_file() for name in _CACHE_TABLES):
         make_cache_tables(cache_dir)
     try:
+        if added := _sessions_not_in_tables(cache_dir):
+            if _made_here(cache_dir):
+                make_cache_tables(cache_dir)
+            else:
+                warnings.warn(
+                    f"{added[0]} is not in {cache_dir / 'sessions.pqt'} and is left out ({len(added)} such "
+                    "sessions): the tables were not made here, and are made anew only where both are deleted",
+                    stacklevel=2,
+                )
         return One(cache_dir=cache_dir, mode="local")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, KeyError) as error:
         raise _damaged_tables(cache_dir, error) from error
+
+
+def _sessions_not_in_tables(cache_dir: Path) -> list[Path]:
+    from one.alf.io import iter_sessions
+
+    table = pd.read_parquet(cache_dir / "sessions.pqt")
+    known = {*zip(table["lab"], table["subject"], table["date"].astype(str), table["number"])}
+    found = iter_sessions(cache_dir, "*/Subjects/*/????-??-??/*")
+    return [path for path in found if (*path.session_parts[:3], int(path.session_parts[3])) not in known]
+
+
+def _made_here(cache_dir: Path) -> bool:
+    table = pd.read_parquet(cache_dir / "sessions.pqt")
+    return all(
+        str(row.Index) == _uuid(f"{row.lab}/{row.subject}/{row.date}/{row.number:03}")
+        for row in table.itertuples()
+    )
 
 
 def _damaged_tables(cache_dir: Path, reason: object) -> NEDSError:
@@ -241,11 +267,16 @@ class _SessionDatasets:
         self.subject, self.lab, self.date = (str(details[key] or "") for key in ("subject", "lab", "date"))
         self._folder = one.eid2path(session) if one.offline else None
         if self._folder:
-            on_disk = np.array([(self._folder / path).is_file() for path in listing["rel_path"]], dtype=bool)
+            files = [file for file in self._folder.rglob("*") if file.is_file()]
+            on_disk = pd.Series(
+                [file.relative_to(self._folder).as_posix() for file in files], name="rel_path"
+            )
             self.notes += [
-                f"{path} is in the cache tables, not on disk" for path in listing["rel_path"][~on_disk]
+                f"{path} is in the cache tables, not on disk"
+                for path in listing["rel_path"][~listing["rel_path"].isin(on_disk)]
             ]
-            listing = listing[on_disk]
+            listing = listing.merge(on_disk, how="right")  # the tables may lack files that were added
+            listing["hash"] = listing["hash"].fillna("")
         else:
             listing = listing[listing["exists"]]
         # Sorted so that the last of a dataset's revisions is the one to use.
