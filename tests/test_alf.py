@@ -435,12 +435,13 @@ def test_a_session_without_trials_or_spikes_is_listed_and_read_with_the_reason(t
     assert found == {"complete": "complete", "untrained": "no trials", "behaviour": "no spikes"}
 
 
-def test_a_session_of_the_tables_that_is_neither_here_nor_whole_is_not_listed(tmp_path):
+def test_a_session_of_the_tables_that_is_not_here_is_not_listed(tmp_path):
     """As in the tables of a server, of which only some sessions were downloaded."""
     write_session(tmp_path, subject="here")
-    behaviour = write_session(tmp_path, subject="behaviour", probes=())
+    away = [write_session(tmp_path, name, probes) for name, probes in (("a", ()), ("b", ("probe00",)))]
     alf.open_local(tmp_path)
-    shutil.rmtree(behaviour.parents[2])
+    for folder in away:
+        shutil.rmtree(folder.parents[2])
     assert read_only_session(tmp_path).subject == "here"
 
 

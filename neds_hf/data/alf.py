@@ -157,7 +157,8 @@ def _uuid(path: str) -> str:
 
 
 def list_sessions(one) -> list[str]:
-    """Ids of the sessions in ONE's cache tables, sorted: those on disk, and those with trials and sorted spikes.
+    """Ids of the sessions in ONE's cache tables, sorted: of a folder those that are there, as the tables may be a
+    server's; of a server those with trials and sorted spikes.
 
     Raises:
         NEDSError: The tables are damaged.
@@ -166,13 +167,12 @@ def list_sessions(one) -> list[str]:
     eids = names.index.get_level_values("eid")
     with_spikes = set(eids[names == "spikes.times.npy"])
     with_trials = set(eids[names.isin(("_ibl_trials.table.pqt", "_ibl_trials.choice.npy"))])
-    whole = with_spikes & with_trials
     try:
-        return sorted(
-            str(uuid.UUID(str(eid)))
-            for eid in set(eids)
-            if eid in whole or (one.offline and one.eid2path(eid).is_dir())
-        )
+        if one.offline:
+            listed = [eid for eid in set(eids) if one.eid2path(eid).is_dir()]
+        else:
+            listed = with_spikes & with_trials
+        return sorted(str(uuid.UUID(str(eid))) for eid in listed)
     except ValueError as error:
         raise _damaged_tables(one.cache_dir, error) from error
 
