@@ -187,6 +187,17 @@ def test_trials_outside_the_spike_recording_are_dropped(tmp_path):
     assert len(recording.continuous["wheel_speed"]) == len(recording.categorical["choice"]) == 7
 
 
+def test_trials_that_the_spike_recording_covers_in_part_are_dropped(tmp_path):
+    """Their counts would end, or begin, with zeros."""
+    folder = write_session(tmp_path) / "probe00" / "pykilosort"
+    times = np.arange(9.6, 40.45, 0.05)  # the trials go from 9.5 to 11.5, ..., 39.5 to 41.5, ... s
+    np.save(folder / "spikes.times.npy", np.random.default_rng(0).permutation(times))
+    np.save(folder / "spikes.clusters.npy", np.zeros(len(times), int))
+    recording = read_only_session(tmp_path)
+    assert recording.trial_index.tolist() == list(range(1, 10))
+    assert recording.dropped_trials == {"outside the spike recording": 3}
+
+
 def test_a_missing_wheel_or_camera_leaves_only_that_variable_out(tmp_path):
     folder = write_session(tmp_path)
     (folder / "_ibl_wheel.position.npy").unlink()

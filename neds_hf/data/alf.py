@@ -443,11 +443,19 @@ def _find_probes(datasets: _SessionDatasets) -> dict[str, tuple[str, np.ndarray]
 def _recorded(
     probes: dict[str, tuple[str, np.ndarray]], starts_s: np.ndarray, options: ConversionOptions
 ) -> np.ndarray:
-    """(trials,) bool: the window of a trial overlaps the time from first to last spike of every probe."""
+    """(trials,) bool: every probe was recorded in the window of the trial.
+
+    It overlaps the time from the probe's first to its last spike, and reaches no further beyond than the longest
+    pause between two of its spikes.
+    """
     ends_s = starts_s + (options.window_s[1] - options.window_s[0])
     outside = np.zeros(len(starts_s), dtype=bool)
     for _, spike_times in probes.values():
-        outside |= (starts_s > spike_times.max()) | (ends_s < spike_times.min())  # NaN: refused when counted
+        first_s, last_s = spike_times.min(), spike_times.max()  # NaN: refused when counted
+        outside |= (starts_s > last_s) | (ends_s < first_s)
+        beyond_s = np.maximum(first_s - starts_s, ends_s - last_s)
+        if (beyond_s > 0).any():
+            outside |= beyond_s > np.diff(np.sort(spike_times)).max(initial=0)
     return ~outside
 
 
