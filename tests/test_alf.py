@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import xxhash
-from alf_folder import trials_table, write_session, write_trials
+from alf_folder import trials_table, write_session, write_spikes, write_trials
 
 from neds_hf.data import alf
 from neds_hf.data.schema import ConversionOptions
@@ -16,6 +16,7 @@ from neds_hf.errors import NEDSError
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 OPTIONS = ConversionOptions(min_rate_hz=0)
+LEFT_CAMERA = ("_ibl_leftCamera.times", "leftCamera.ROIMotionEnergy")
 
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the folder of real recordings is not here")
 
@@ -184,6 +185,17 @@ def test_trials_outside_the_spike_recording_are_dropped(tmp_path):
     assert recording.dropped_trials == {"outside the spike recording": 5}
     assert recording.trial_index.tolist() == list(range(7))
     assert len(recording.continuous["wheel_speed"]) == len(recording.categorical["choice"]) == 7
+
+
+def test_trials_that_the_spike_recording_covers_in_part_are_dropped(tmp_path):
+    """Their counts would end, or begin, with zeros."""
+    folder = write_session(tmp_path) / "probe00" / "pykilosort"
+    times = np.arange(9.6, 40.45, 0.05)  # the trials go from 9.5 to 11.5, ..., 39.5 to 41.5, ... s
+    np.save(folder / "spikes.times.npy", np.random.default_rng(0).permutation(times))
+    np.save(folder / "spikes.clusters.npy", np.zeros(len(times), int))
+    recording = read_only_session(tmp_path)
+    assert recording.trial_index.tolist() == list(range(1, 10))
+    assert recording.dropped_trials == {"outside the spike recording": 3}
 
 
 def test_a_missing_wheel_or_camera_leaves_only_that_variable_out(tmp_path):
@@ -374,6 +386,40 @@ def test_ids_that_are_numbers_and_odd_quality_labels_are_taken_as_far_as_they_go
     np.testing.assert_array_equal(units["label"], [1.0, np.nan, np.nan])
 
 
+def test_sessions_and_files_that_are_added_later_are_read(tmp_path):
+    left_camera = [write_session(tmp_path, "a") / f"{name}.npy" for name in LEFT_CAMERA]
+    energy = [file.read_bytes() for file in left_camera]
+    for file in left_camera:
+        file.unlink()
+    first = read_only_session(tmp_path)
+    assert first.provenance["signals"]["whisker_motion_energy"] == "rightCamera"
+    write_session(tmp_path, "b")
+    for file, content in zip(left_camera, energy):
+        file.write_bytes(content)
+    one = alf.open_local(tmp_path)
+    assert len(alf.list_sessions(one)) == 2
+    recording = alf.read_session(one, first.session, OPTIONS)
+    assert recording.provenance["signals"]["whisker_motion_energy"] == "leftCamera"
+    (left_camera[0].parent / "probe01").mkdir()
+    write_spikes(left_camera[0].parent / "probe01", trials_table())
+    recording = alf.read_session(one, first.session, OPTIONS)
+    assert list(recording.provenance["probes"]) == ["probe00", "probe01"]
+
+
+def test_tables_made_elsewhere_stay_and_warn_of_a_session_that_they_lack(tmp_path):
+    from one.alf.cache import make_parquet_db
+
+    write_session(tmp_path, "a")
+    make_parquet_db(tmp_path)
+    tables = (tmp_path / "sessions.pqt").read_bytes()
+    write_session(tmp_path, "b")
+    with pytest.warns(
+        UserWarning, match="Subjects/b/2024-01-31/001 is not in .*sessions.pqt and is left out"
+    ):
+        assert read_only_session(tmp_path).subject == "a"
+    assert (tmp_path / "sessions.pqt").read_bytes() == tables
+
+
 def test_tables_that_are_there_are_used_as_they_are(tmp_path):
     from one.alf.cache import make_parquet_db
 
@@ -400,12 +446,13 @@ def test_a_session_without_trials_or_spikes_is_listed_and_read_with_the_reason(t
     assert found == {"complete": "complete", "untrained": "no trials", "behaviour": "no spikes"}
 
 
-def test_a_session_of_the_tables_that_is_neither_here_nor_whole_is_not_listed(tmp_path):
+def test_a_session_of_the_tables_that_is_not_here_is_not_listed(tmp_path):
     """As in the tables of a server, of which only some sessions were downloaded."""
     write_session(tmp_path, subject="here")
-    behaviour = write_session(tmp_path, subject="behaviour", probes=())
+    away = [write_session(tmp_path, name, probes) for name, probes in (("a", ()), ("b", ("probe00",)))]
     alf.open_local(tmp_path)
-    shutil.rmtree(behaviour.parents[2])
+    for folder in away:
+        shutil.rmtree(folder.parents[2])
     assert read_only_session(tmp_path).subject == "here"
 
 

@@ -146,6 +146,7 @@ def test_known_regions_are_mapped_and_others_kept(tmp_path):
         ({"wheel_speed": np.full((3, 2), "fast")}, "wheel_speed is <U4, expected numbers"),
         ({"choice": np.array([1, 2, -1])}, "choice holds 2, expected one of -1, 1, 0"),
         ({"choice": np.array(["l", "r", "l"])}, "choice is <U1, expected numbers"),
+        ({"choice": np.array([True, False, True])}, "choice is bool, expected numbers, one of -1, 1, 0"),
         ({"choice": np.array([1, -1])}, r"choice is \(2,\), expected \(3,\)"),
         ({"probability_left": np.array([0.2, 0.3, 0.5])}, "block holds 0.3, expected one of 0.2, 0.5, 0.8"),
         ({"trial_index": np.array([2, 1, 3])}, "trial_index must be whole numbers that increase"),

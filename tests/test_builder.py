@@ -127,7 +127,7 @@ def test_several_processes_in_a_script_without_a_guard_are_one_error(cache, tmp_
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=100)
     assert done.returncode == 1
     assert 'load_dataset belongs under `if __name__ == "__main__":`' in done.stderr
-    assert "NEDSError: a process that converts sessions was ended" in done.stderr.splitlines()[-1]
+    assert "NEDSError: a worker process was ended" in done.stderr.splitlines()[-1]
 
 
 def test_the_package_imports_without_one_plots_and_torch():

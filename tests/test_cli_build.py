@@ -180,7 +180,7 @@ def test_sessions_limits_the_conversion_to_a_list(arrays, cache, tmp_path, capsy
     assert [row["session"] for row in sessions(out)] == ["s2"]
     listed.write_text("s3\n")
     assert run("build", [str(out), "--arrays", *map(str, arrays), "--sessions", str(listed)]) == 2
-    assert "session s3 is in none of the files" in capsys.readouterr().err
+    assert "ids.txt: session s3 is not in any of the files" in capsys.readouterr().err
     eid = list_sessions(open_local(cache))[1]
     listed.write_text(f"{eid}\n00000000-0000-0000-0000-000000000000\n")
     out = tmp_path / "alf"
@@ -254,6 +254,11 @@ def test_without_a_network_eids_end_in_one_clear_line(tmp_path, monkeypatch, cap
         (["--arrays", "none.npz"], "none.npz: no such file"),
         (["--alf", "one", "--behaviors", "pupil"], "--behaviors is for --arrays"),
         (["--alf", "nowhere"], "nowhere: no such folder"),
+        (["--alf", "one", "--window", "nan", "1"], "expected finite numbers, found the window (nan, 1.0) s"),
+        (["--alf", "one", "--bin-size", "nan"], "bins of nan s"),
+        (["--alf", "one", "--min-rate", "inf"], "the rate floor inf Hz"),
+        (["--alf", "one", "--reaction-time", "2", "0.08"], "from shortest to longest, not (2.0, 0.08) s"),
+        (["--eids", "a.txt", "--sessions", "b.txt"], "b.txt: session b is not among those of --eids a.txt"),
         (["--alf", "one", "--window", "1", "0"], "window (1.0, 0.0) s with bins of 0.02 s is empty"),
         (
             ["--alf", "one", "--sessions", "none.txt"],
@@ -267,6 +272,8 @@ def test_flags_that_do_not_fit_end_in_status_2(
 ):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty.txt").write_text("\n")
+    for name in "ab":
+        (tmp_path / f"{name}.txt").write_text(name)
     assert run("build", ["out", *options]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

@@ -149,6 +149,19 @@ def test_what_cannot_be_done_is_said_in_one_line(cache, tmp_path):
     assert "no-such-session" in reason
 
 
+def test_a_published_dataset_that_cannot_be_reached_is_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(SCRIPTS)
+    import publishing
+    import refresh
+
+    monkeypatch.setattr(sys, "argv", ["refresh.py", str(tmp_path / "out"), "--push", "someone/mice"])
+    with pytest.raises(SystemExit, match="2"):
+        publishing.run(refresh.main)  # offline, as all tests
+    error = capsys.readouterr().err
+    assert error.startswith(f"refresh.py: someone/mice cannot be downloaded to {tmp_path / 'out'}: ")
+    assert error.count("\n") == 1
+
+
 def test_without_a_cache_on_disk_the_paper_s_sessions_come_from_the_server(tmp_path, monkeypatch):
     """Up to the first request: what is asked for, of whom."""
     monkeypatch.syspath_prepend(SCRIPTS)

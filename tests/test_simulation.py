@@ -1,7 +1,9 @@
 """Simulated mice: the task, the wheel, the neurons and their true rates, the folder."""
 
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +14,7 @@ import pytest
 from scipy import stats
 
 from neds_hf.cli.simulate import main
-from neds_hf.data import simulated_mouse
+from neds_hf.data import simulated_mouse, simulation
 from neds_hf.data.simulated_mouse import (
     NUM_BINS,
     REGIONS,
@@ -161,6 +163,44 @@ def test_a_folder_that_cannot_be_written_to_is_refused(tmp_path):
     (tmp_path / "file").write_text("mine")
     with pytest.raises(NEDSError, match="file/mice: expected a folder that can be written to"):
         simulate(tmp_path / "file" / "mice", sessions=1, trials=10, units=2)
+
+
+def without_room(out, options, number):
+    (out / ".partial" / str(number)).mkdir()
+    raise OSError(28, "No space left on device")
+
+
+def be_killed(out, options, number):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.parametrize(
+    "write, workers, message",
+    [
+        (without_room, 1, "mice: cannot be written to .*No space left"),
+        (be_killed, 2, "a worker process was ended, probably for want of memory: --workers 1"),
+    ],
+)
+def test_a_full_disc_or_a_killed_worker_is_one_error_and_the_next_run_goes_on(
+    tmp_path, monkeypatch, write, workers, message
+):
+    with monkeypatch.context() as patch:
+        patch.setattr(simulation, "_write_session", write)
+        with pytest.raises(NEDSError, match=f"{message}.*; run again to go on"):
+            simulate(tmp_path / "mice", sessions=2, workers=workers, trials=10, units=2)
+    assert len(simulate(tmp_path / "mice", sessions=2, trials=10, units=2)) == 2
+
+
+def test_a_disc_that_is_full_from_the_start_leaves_a_folder_that_can_be_used(tmp_path, monkeypatch):
+    def write_nothing(file, text):
+        file.touch()
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", write_nothing)
+        with pytest.raises(NEDSError, match="mice: expected a folder that can be written to"):
+            simulate(tmp_path / "mice", sessions=1, trials=10, units=2)
+    assert len(simulate(tmp_path / "mice", sessions=1, trials=10, units=2)) == 1
 
 
 def test_a_folder_with_something_else_is_refused(folder, tmp_path):

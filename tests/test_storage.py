@@ -2,9 +2,10 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import ClassLabel, load_dataset
 from huggingface_hub import DatasetCard
+from tqdm.auto import tqdm
 
 from neds_hf.data import storage
 from neds_hf.data.schema import ConversionOptions, Recording, split_of_trials
@@ -171,6 +173,62 @@ def test_a_folder_that_cannot_be_written_to_is_one_error_before_anything_is_read
             convert(out, [source("s1", not_to_be_read)], OPTIONS, BEHAVIORS)
 
 
+@pytest.mark.parametrize("file", ["sessions/s1.parquet", "held_out.json", "dropped_sessions.json"])
+def test_a_file_that_is_damaged_is_named(tmp_path, file):
+    """As by a copy that was cut off, or by hand."""
+    convert(tmp_path, [source("s1")], OPTIONS, BEHAVIORS)
+    (tmp_path / file).write_text('["s1",]')
+    with pytest.raises(NEDSError, match=f"^{tmp_path / file}: expected (JSON|a Parquet file)"):
+        convert(tmp_path, [source("s1")], OPTIONS, BEHAVIORS)
+
+
+def test_two_conversions_into_one_folder_come_one_after_the_other(tmp_path, monkeypatch, capsys):
+    """Neither takes the other's files for those of an interrupted one."""
+    writing, write = threading.Event(), tqdm.write
+
+    def wait_until_the_other_waits(session):
+        writing.set()
+        assert waiting.wait(60)
+        return recording(session)
+
+    def say(*args, **kwargs):
+        waiting.set()
+        write(*args, **kwargs)
+
+    waiting = threading.Event()
+    monkeypatch.setattr(tqdm, "write", say)
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(convert, tmp_path, [source("s1", wait_until_the_other_waits)], OPTIONS, BEHAVIORS)
+        assert writing.wait(60)
+        assert convert(tmp_path, [source("s2")], OPTIONS, BEHAVIORS)["converted"] == 1
+        assert first.result()["converted"] == 1
+    assert "another process converts into it; waiting" in capsys.readouterr().err
+    for folder in ("trials/train", "trials/validation", "trials/test", "units", "sessions"):
+        assert sorted(file.stem for file in (tmp_path / folder).glob("*")) == ["s1", "s2"]
+
+
+@pytest.mark.parametrize("writes", range(6))
+def test_a_full_disc_is_one_error_and_the_next_run_goes_on(tmp_path, monkeypatch, writes):
+    """Whichever of the five tables, or the card, it has no room for."""
+    out, left, write = tmp_path / "out", iter(range(writes)), storage.write_table
+
+    def write_while_there_is_room(*what):
+        if next(left, None) is None:
+            raise OSError(28, "No space left on device")
+        write(*what)
+
+    def write_no_card(out):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "write_table", write_while_there_is_room)
+        patch.setattr(storage, "write_card", write_no_card)
+        with pytest.raises(NEDSError, match=f"^{out}: .*No space left on device.*; run again to go on"):
+            convert(out, [source("s1")], OPTIONS, BEHAVIORS)
+    convert(out, [source("s1")], OPTIONS, BEHAVIORS)
+    assert summary(out).startswith("sessions: 1 kept, 0 dropped\ntrials: 10 kept")
+
+
 def test_an_unknown_held_out_session_is_refused(tmp_path):
     """Before anything is read."""
     with pytest.raises(NEDSError, match="held-out session s9 is not among the sessions"):
@@ -310,16 +368,6 @@ def test_a_session_that_fails_unexpectedly_stops_no_other(tmp_path, error):
     assert counts["converted"] == 1
     reason = json.loads((tmp_path / "dropped_sessions.json").read_text())["s1"]
     assert reason.startswith(f"cannot be read: {error.__name__}: ") and "cheese" in reason
-
-
-def be_killed(session: str) -> Recording:
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def test_a_killed_worker_is_one_error_that_says_how_to_go_on(tmp_path):
-    sources = [source("s1", be_killed), source("s2", be_killed)]
-    with pytest.raises(NEDSError, match="probably for want of memory: --workers 1 needs less; run again"):
-        convert(tmp_path, sources, OPTIONS, BEHAVIORS, workers=2)
 
 
 def test_a_session_that_fails_after_a_change_leaves_nothing_stale(tmp_path):

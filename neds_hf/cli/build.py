@@ -47,11 +47,9 @@ def main(argv: list[str] | None = None) -> None:
         if args.reaction_time and (without := [f for f in args.arrays if not has_reaction_times(f)]):
             raise NEDSError(f"{without[0]}: --reaction-time needs an array 'reaction_time_s' in the file")
         sources, options, behaviors = array_sources(args.arrays, options, args.behaviors)
-        if sessions is not None:
-            there = {source.session for source in sources}
-            if missing := [session for session in sessions if session not in there]:
-                raise NEDSError(f"{args.sessions}: session {missing[0]} is in none of the files")
-            sources = [source for source in sources if source.session in sessions]
+        there = [source.session for source in sources]
+        sessions = _some_of(there, sessions, args.sessions, "in any of the files")
+        sources = [source for source in sources if source.session in sessions]
     else:
         if args.behaviors:
             raise NEDSError(f"--behaviors is for --arrays; ALF sessions give {', '.join(BEHAVIORS)}")
@@ -63,7 +61,7 @@ def main(argv: list[str] | None = None) -> None:
         else:
             open_one = partial(open_openalyx, args.cache_dir)
             eids, held_out = eids_and_held_out(args.eids, held_out)
-            sessions = eids if sessions is None else [eid for eid in eids if eid in sessions]
+            sessions = _some_of(eids, sessions, args.sessions, f"among those of --eids {args.eids}")
         sources = one_sources(open_one, options, sessions)
 
     counts = convert(args.out, sources, options, behaviors, held_out, args.workers)
@@ -79,6 +77,13 @@ def eids_and_held_out(eids: str, held_out: list[str]) -> tuple[list[str], list[s
 
     paper = repeated_site_sessions()
     return [*paper["pretrain"], *paper["held_out"]], held_out or paper["held_out"]
+
+
+def _some_of(there: list[str], sessions: list[str] | None, file: Path, where: str) -> list[str]:
+    """The sessions of `there` that are asked for (None: all)."""
+    if missing := [session for session in sessions or () if session not in there]:
+        raise NEDSError(f"{file}: session {missing[0]} is not {where}")
+    return [session for session in there if sessions is None or session in sessions]
 
 
 def read_ids(path: Path) -> list[str]:

@@ -39,9 +39,9 @@ _REVISION = re.compile(r"#([^#/]*)#/")
 def open_local(cache_dir: str | Path):
     """A ONE object on a folder of ALF sessions; its cache tables are made where it has none.
 
-    The folder holds `<lab>/Subjects/<subject>/<date>/<number>/alf/...`. Where the tables exist they are used
-    as they are, so that sessions downloaded from a server keep their ids; tables made here do not know of
-    sessions added later, until they are deleted.
+    The folder holds `<lab>/Subjects/<subject>/<date>/<number>/alf/...`. Tables that exist are used as they are,
+    so that sessions downloaded from a server keep their ids. Only those made here are made anew, when sessions
+    were added; others warn of sessions that they lack.
 
     Raises:
         NEDSError: No such folder, no session in it, tables that cannot be written or are damaged, or ONE is not
@@ -57,9 +57,35 @@ def open_local(cache_dir: str | Path):
     if not all((cache_dir / name).is_file() for name in _CACHE_TABLES):
         make_cache_tables(cache_dir)
     try:
+        if added := _sessions_not_in_tables(cache_dir):
+            if _made_here(cache_dir):
+                make_cache_tables(cache_dir)
+            else:
+                warnings.warn(
+                    f"{added[0]} is not in {cache_dir / 'sessions.pqt'} and is left out ({len(added)} such "
+                    "sessions): the tables were not made here, and are made anew only where both are deleted",
+                    stacklevel=2,
+                )
         return One(cache_dir=cache_dir, mode="local")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, KeyError) as error:
         raise _damaged_tables(cache_dir, error) from error
+
+
+def _sessions_not_in_tables(cache_dir: Path) -> list[Path]:
+    from one.alf.io import iter_sessions
+
+    table = pd.read_parquet(cache_dir / "sessions.pqt")
+    known = {*zip(table["lab"], table["subject"], table["date"].astype(str), table["number"])}
+    found = iter_sessions(cache_dir, "*/Subjects/*/????-??-??/*")
+    return [path for path in found if (*path.session_parts[:3], int(path.session_parts[3])) not in known]
+
+
+def _made_here(cache_dir: Path) -> bool:
+    table = pd.read_parquet(cache_dir / "sessions.pqt")
+    return all(
+        str(row.Index) == _uuid(f"{row.lab}/{row.subject}/{row.date}/{row.number:03}")
+        for row in table.itertuples()
+    )
 
 
 def _damaged_tables(cache_dir: Path, reason: object) -> NEDSError:
@@ -131,7 +157,8 @@ def _uuid(path: str) -> str:
 
 
 def list_sessions(one) -> list[str]:
-    """Ids of the sessions in ONE's cache tables, sorted: those on disk, and those with trials and sorted spikes.
+    """Ids of the sessions in ONE's cache tables, sorted: of a folder those that are there, as the tables may be a
+    server's; of a server those with trials and sorted spikes.
 
     Raises:
         NEDSError: The tables are damaged.
@@ -140,13 +167,12 @@ def list_sessions(one) -> list[str]:
     eids = names.index.get_level_values("eid")
     with_spikes = set(eids[names == "spikes.times.npy"])
     with_trials = set(eids[names.isin(("_ibl_trials.table.pqt", "_ibl_trials.choice.npy"))])
-    whole = with_spikes & with_trials
     try:
-        return sorted(
-            str(uuid.UUID(str(eid)))
-            for eid in set(eids)
-            if eid in whole or (one.offline and one.eid2path(eid).is_dir())
-        )
+        if one.offline:
+            listed = [eid for eid in set(eids) if one.eid2path(eid).is_dir()]
+        else:
+            listed = with_spikes & with_trials
+        return sorted(str(uuid.UUID(str(eid))) for eid in listed)
     except ValueError as error:
         raise _damaged_tables(one.cache_dir, error) from error
 
@@ -241,11 +267,16 @@ class _SessionDatasets:
         self.subject, self.lab, self.date = (str(details[key] or "") for key in ("subject", "lab", "date"))
         self._folder = one.eid2path(session) if one.offline else None
         if self._folder:
-            on_disk = np.array([(self._folder / path).is_file() for path in listing["rel_path"]], dtype=bool)
+            files = [file for file in self._folder.rglob("*") if file.is_file()]
+            on_disk = pd.Series(
+                [file.relative_to(self._folder).as_posix() for file in files], name="rel_path"
+            )
             self.notes += [
-                f"{path} is in the cache tables, not on disk" for path in listing["rel_path"][~on_disk]
+                f"{path} is in the cache tables, not on disk"
+                for path in listing["rel_path"][~listing["rel_path"].isin(on_disk)]
             ]
-            listing = listing[on_disk]
+            listing = listing.merge(on_disk, how="right")  # the tables may lack files that were added
+            listing["hash"] = listing["hash"].fillna("")
         else:
             listing = listing[listing["exists"]]
         # Sorted so that the last of a dataset's revisions is the one to use.
@@ -412,11 +443,19 @@ def _find_probes(datasets: _SessionDatasets) -> dict[str, tuple[str, np.ndarray]
 def _recorded(
     probes: dict[str, tuple[str, np.ndarray]], starts_s: np.ndarray, options: ConversionOptions
 ) -> np.ndarray:
-    """(trials,) bool: the window of a trial overlaps the time from first to last spike of every probe."""
+    """(trials,) bool: every probe was recorded in the window of the trial.
+
+    It overlaps the time from the probe's first to its last spike, and reaches no further beyond than the longest
+    pause between two of its spikes.
+    """
     ends_s = starts_s + (options.window_s[1] - options.window_s[0])
     outside = np.zeros(len(starts_s), dtype=bool)
     for _, spike_times in probes.values():
-        outside |= (starts_s > spike_times.max()) | (ends_s < spike_times.min())  # NaN: refused when counted
+        first_s, last_s = spike_times.min(), spike_times.max()  # NaN: refused when counted
+        outside |= (starts_s > last_s) | (ends_s < first_s)
+        beyond_s = np.maximum(first_s - starts_s, ends_s - last_s)
+        if (beyond_s > 0).any():
+            outside |= beyond_s > np.diff(np.sort(spike_times)).max(initial=0)
     return ~outside
 
 

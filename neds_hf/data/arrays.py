@@ -331,8 +331,9 @@ def _continuous(path: Path, name: str, values: np.ndarray) -> np.ndarray:
 
 def _numbered_classes(path: Path, name: str, values: np.ndarray, classes: dict[float, int]) -> np.ndarray:
     """Class index of each number, -1 where it is NaN."""
-    if values.dtype.kind not in "biuf":
-        raise NEDSError(f"{path}: {name} is {values.dtype}, expected numbers")
+    expected = ", ".join(f"{value:g}" for value in classes)
+    if values.dtype.kind not in "iuf":
+        raise NEDSError(f"{path}: {name} is {values.dtype}, expected numbers, one of {expected}")
     indices = np.full(len(values), -1, np.int64)
     known = np.isnan(values)
     for value, index in classes.items():
@@ -340,7 +341,6 @@ def _numbered_classes(path: Path, name: str, values: np.ndarray, classes: dict[f
         indices[matches] = index
         known |= matches
     if not known.all():
-        expected = ", ".join(f"{value:g}" for value in classes)
         raise NEDSError(f"{path}: {name} holds {values[~known][0]:g}, expected one of {expected}")
     return indices
 

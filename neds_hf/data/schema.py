@@ -57,6 +57,11 @@ class ConversionOptions:
 
     def __post_init__(self) -> None:
         start, end = self.window_s
+        if not np.isfinite([start, end, self.bin_size_s, self.min_rate_hz]).all():
+            raise NEDSError(
+                f"expected finite numbers, found the window {self.window_s} s, bins of {self.bin_size_s} s and "
+                f"the rate floor {self.min_rate_hz} Hz"
+            )
         if self.bin_size_s <= 0 or end <= start:
             raise NEDSError(f"window {self.window_s} s with bins of {self.bin_size_s} s is empty")
         bins = (end - start) / self.bin_size_s
@@ -70,6 +75,8 @@ class ConversionOptions:
             raise NEDSError(f"the whisker camera must be 'left' or 'right', not {self.whisker_camera!r}")
         if self.min_rate_hz < 0:
             raise NEDSError(f"the rate floor must not be negative, but is {self.min_rate_hz} Hz")
+        if not self.reaction_time_s[0] <= self.reaction_time_s[1]:
+            raise NEDSError(f"reaction times go from shortest to longest, not {self.reaction_time_s} s")
 
     @property
     def num_bins(self) -> int:

@@ -11,13 +11,12 @@ Under the output folder:
 import datetime
 import importlib.util
 import json
-import multiprocessing
 import os
 import shutil
 import uuid
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +35,7 @@ from neds_hf.data.simulated_mouse import (
     behave,
     fire,
 )
+from neds_hf.data.workers import outcomes
 from neds_hf.errors import NEDSError
 
 TRIALS_TABLE = (
@@ -133,24 +133,15 @@ def simulate(out: str | Path, sessions: int = 10, workers: int = 1, **options) -
     ]
     if present + len(missing) > sessions:
         raise NEDSError(f"{out} already holds {present} sessions, more than the {sessions} asked for")
-    progress = tqdm(total=sessions, initial=sessions - len(missing), unit="session", desc="simulate")
-    with progress:
-        if min(workers, len(missing)) <= 1:
-            for number in missing:
-                _write_session(out, options, number)
+    task = partial(_write_session, out, options)
+    try:
+        with tqdm(
+            total=sessions, initial=sessions - len(missing), unit="session", desc="simulate"
+        ) as progress:
+            for _ in outcomes(task, missing, workers):
                 progress.update()
-        else:
-            # "spawn": a fork could copy the locks of threads that the caller has running.
-            context = multiprocessing.get_context("spawn")
-            with ProcessPoolExecutor(min(workers, len(missing)), context) as pool:
-                jobs = [pool.submit(_write_session, out, options, number) for number in missing]
-                try:
-                    for job in as_completed(jobs):
-                        job.result()
-                        progress.update()
-                except BaseException:
-                    pool.shutdown(cancel_futures=True)
-                    raise
+    except OSError as error:  # such as a full disc
+        raise NEDSError(f"{out}: cannot be written to ({error}); run again to go on") from error
     make_cache_tables(out)
     return [session_id(options.seed, number) for number in range(sessions)]
 
@@ -208,14 +199,14 @@ def _claim_folder(out: Path, options: SimulationOptions) -> None:
         found = json.loads(file.read_text())
         if found != wanted:
             raise NEDSError(f"{out} holds a simulation with other options: {found}, asked for {wanted}")
-    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+    elif out.exists() and (not out.is_dir() or any(out.glob("[!.]*"))):
         raise NEDSError(f"{out} is neither empty nor a simulation (it has no simulation.json)")
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "ground_truth").mkdir(exist_ok=True)
         shutil.rmtree(out / ".partial", ignore_errors=True)
-        (out / ".partial").mkdir()
-        file.write_text(json.dumps(wanted, indent=1) + "\n")
+        (out / ".partial").mkdir(parents=True)
+        (out / ".partial" / file.name).write_text(json.dumps(wanted, indent=1) + "\n")
+        os.replace(out / ".partial" / file.name, file)  # whole or not at all
+        (out / "ground_truth").mkdir(exist_ok=True)
     except OSError as error:
         raise NEDSError(f"{out}: expected a folder that can be written to ({error})") from error
 

@@ -7,14 +7,13 @@ folder through the ``configs:`` of the card, without this package.
 
 import hashlib
 import json
-import multiprocessing
 import os
 import re
-import threading
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import version
@@ -25,6 +24,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Features
+from filelock import FileLock, Timeout
 from huggingface_hub import DatasetCard, DatasetCardData
 from tqdm.auto import tqdm
 
@@ -40,6 +40,7 @@ from neds_hf.data.schema import (
     split_of_trials,
     trial_features,
 )
+from neds_hf.data.workers import outcomes
 from neds_hf.errors import NEDSError
 
 # Spike counts of one row group: small enough to stream and shuffle, large enough for fast reads.
@@ -79,7 +80,8 @@ def convert(
     """Convert sessions into the dataset folder `out`, and write its card.
 
     A session that is there already, from the same data with the same options, is left alone. A session that
-    cannot be used is listed with its reason in ``out/dropped_sessions.json`` and stops no other.
+    cannot be used is listed with its reason in ``out/dropped_sessions.json`` and stops no other. Where another
+    process converts into `out`, this one waits for it.
 
     Args:
         options: Their window, bin and event must be those of every recording.
@@ -98,48 +100,65 @@ def convert(
     """
     out = Path(out)
     _check_session_ids([source.session for source in sources])
-    conversion = _conversion(options, behaviors)
-    marks = provenances(out)
-    for session, mark in marks.items():
-        _check_same_conversion(out, session, mark, conversion)
-    dropped, stored = dropped_sessions(out), held_out_sessions(out)
-    held_out = stored if held_out is None else sorted({*held_out})
-    known = {*stored, *marks, *dropped, *(source.session for source in sources)}
-    known.update(*repeated_site_sessions().values())
-    if unknown := set(held_out) - known:
-        raise NEDSError(f"held-out session {min(unknown)} is not among the sessions of {out}")
-    _remove_uncommitted(out, marks)
+    with _only_writer(out):
+        conversion = _conversion(options, behaviors)
+        marks = provenances(out)
+        for session, mark in marks.items():
+            _check_same_conversion(out, session, mark, conversion)
+        dropped, stored = dropped_sessions(out), held_out_sessions(out)
+        held_out = stored if held_out is None else sorted({*held_out})
+        known = {*stored, *marks, *dropped, *(source.session for source in sources)}
+        known.update(*repeated_site_sessions().values())
+        if unknown := set(held_out) - known:
+            raise NEDSError(f"held-out session {min(unknown)} is not among the sessions of {out}")
+        _remove_uncommitted(out, marks)
+        _write_text(out / "held_out.json", json.dumps(held_out, indent=2) + "\n")
+
+        done = {session: (mark["fingerprint"], mark["version"]) for session, mark in marks.items()}
+        todo = [
+            source
+            for source in sources
+            if done.get(source.session) != (source.fingerprint, conversion["version"])
+        ]
+        counts = Counter(unchanged=len(sources) - len(todo))
+        task = partial(_convert_session, out=out, options=options, behaviors=behaviors)
+        with tqdm(total=len(sources), initial=len(sources) - len(todo), desc="build", unit="session") as bar:
+            for source, reason in outcomes(task, todo, workers):
+                counts["dropped" if reason else "converted"] += 1
+                dropped.pop(source.session, None)
+                if reason:
+                    dropped[source.session] = reason
+                bar.update()
+                bar.set_postfix(converted=counts["converted"], dropped=counts["dropped"])
+
+        dropped_file = out / "dropped_sessions.json"
+        _write_text(dropped_file, json.dumps(dict(sorted(dropped.items())), indent=2) + "\n")
+        if not counts["converted"] + counts["unchanged"]:
+            reasons = "\n  ".join(f"{source.session}: {dropped[source.session]}" for source in sources[:5])
+            more = f"\n  ... {len(sources) - 5} more in {dropped_file}" if len(sources) > 5 else ""
+            raise NEDSError(f"none of {len(sources)} sessions could be converted:\n  {reasons}{more}")
+        write_card(out)
+        return counts
+
+
+@contextmanager
+def _only_writer(out: Path) -> Iterator[None]:
+    """Make the folder and keep it to this process; what cannot be written, as on a full disc, is one error."""
+    lock = FileLock(out / ".lock")
     try:
         out.mkdir(parents=True, exist_ok=True)
-        _write_text(out / "held_out.json", json.dumps(held_out, indent=2) + "\n")
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            tqdm.write(f"{out}: another process converts into it; waiting until it is done", file=sys.stderr)
+            lock.acquire()
+        yield
     except OSError as error:
-        raise NEDSError(f"{out}: expected a folder that can be written to ({error})") from error
-
-    done = {session: (mark["fingerprint"], mark["version"]) for session, mark in marks.items()}
-    todo = [
-        source
-        for source in sources
-        if done.get(source.session) != (source.fingerprint, conversion["version"])
-    ]
-    counts = Counter(unchanged=len(sources) - len(todo))
-    task = partial(_convert_session, out=out, options=options, behaviors=behaviors)
-    with tqdm(total=len(sources), initial=len(sources) - len(todo), desc="build", unit="session") as bar:
-        for session, reason in _outcomes(task, todo, workers):
-            counts["dropped" if reason else "converted"] += 1
-            dropped.pop(session, None)
-            if reason:
-                dropped[session] = reason
-            bar.update()
-            bar.set_postfix(converted=counts["converted"], dropped=counts["dropped"])
-
-    dropped_file = out / "dropped_sessions.json"
-    _write_text(dropped_file, json.dumps(dict(sorted(dropped.items())), indent=2) + "\n")
-    if not counts["converted"] + counts["unchanged"]:
-        reasons = "\n  ".join(f"{source.session}: {dropped[source.session]}" for source in sources[:5])
-        more = f"\n  ... {len(sources) - 5} more in {dropped_file}" if len(sources) > 5 else ""
-        raise NEDSError(f"none of {len(sources)} sessions could be converted:\n  {reasons}{more}")
-    write_card(out)
-    return counts
+        raise NEDSError(
+            f"{out}: expected a folder that can be written to ({error}); run again to go on"
+        ) from error
+    finally:
+        lock.release()
 
 
 def summary(out: Path) -> str:
@@ -229,7 +248,7 @@ def held_out_sessions(out: Path) -> list[str]:
     """Sessions that are held out of pretraining, whether or not they are converted already."""
     listed, card = Path(out) / "held_out.json", Path(out) / "README.md"
     if listed.exists():
-        return json.loads(listed.read_text())
+        return _read_json(listed)
     if not card.exists():
         return []
     # A folder of before there was the list.
@@ -241,7 +260,14 @@ def held_out_sessions(out: Path) -> list[str]:
 def dropped_sessions(out: Path) -> dict[str, str]:
     """Session to why it could not be used."""
     file = Path(out) / "dropped_sessions.json"
-    return json.loads(file.read_text()) if file.exists() else {}
+    return _read_json(file) if file.exists() else {}
+
+
+def _read_json(file: Path) -> list | dict:
+    try:
+        return json.loads(file.read_text())
+    except ValueError as error:
+        raise NEDSError(f"{file}: expected JSON ({error})") from None
 
 
 def trial_files(out: Path, split: str, sessions: Iterable[str]) -> list[Path]:
@@ -279,8 +305,15 @@ def _conversion(options: ConversionOptions, behaviors: Behaviors) -> dict:
 
 
 def _read_sessions(out: Path) -> pd.DataFrame:
-    files = sorted((Path(out) / "sessions").glob("*.parquet"))
-    return pd.concat([pq.read_table(file).to_pandas() for file in files], ignore_index=True)
+    rows = []
+    for file in sorted((Path(out) / "sessions").glob("*.parquet")):
+        try:
+            rows.append(pq.read_table(file).to_pandas())
+        except (OSError, ValueError) as error:
+            raise NEDSError(
+                f"{file}: expected a Parquet file ({error}); without it, its session is converted again"
+            ) from None
+    return pd.concat(rows, ignore_index=True)
 
 
 def _check_same_conversion(out: Path, session: str, mark: dict, conversion: dict) -> None:
@@ -315,39 +348,6 @@ def _remove_uncommitted(out: Path, committed: Iterable[str]) -> None:
     for file in files:
         if file.stem not in committed:
             file.unlink()
-
-
-def _outcomes(
-    task: Callable[[Source], str | None], sources: list[Source], workers: int
-) -> Iterator[tuple[str, str | None]]:
-    if min(workers, len(sources)) <= 1:
-        for source in sources:
-            yield source.session, task(source)
-        return
-    # Not forked: the parent has running threads (Arrow, progress bar) that a fork would break.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(workers, len(sources)), context, initializer=_end_with_parent) as pool:
-        futures = {pool.submit(task, source): source.session for source in sources}
-        try:
-            for future in as_completed(futures):
-                yield futures[future], future.result()
-        except BrokenProcessPool:
-            raise NEDSError(
-                "a process that converts sessions was ended, probably for want of memory: --workers 1 needs less; "
-                "run again to go on"
-            ) from None
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
-def _end_with_parent() -> None:
-    """Let this process end when its parent is killed, which it would otherwise wait for ever."""
-
-    def wait() -> None:
-        multiprocessing.parent_process().join()
-        os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()
 
 
 def _convert_session(
