@@ -147,9 +147,21 @@ class NEDSTrainer(Trainer):
         return RandomSampler(sampler.data_source, num_samples=whole)
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
-        optimizer = super().create_optimizer(model)
+        try:
+            optimizer = super().create_optimizer(model)
+        except (ValueError, TypeError, ImportError) as error:
+            raise NEDSError(f"--optim {self.args.optim.value}: {' '.join(str(error).split())}") from error
         optimizer.register_step_post_hook(self._decay_units)
         return optimizer
+
+    def create_scheduler(self, *args, **kwargs) -> torch.optim.lr_scheduler.LRScheduler:
+        try:
+            return super().create_scheduler(*args, **kwargs)
+        except (ValueError, TypeError) as error:
+            raise NEDSError(
+                f"--lr_scheduler_type {self.args.lr_scheduler_type.value} with --lr_scheduler_kwargs "
+                f"{self.args.lr_scheduler_kwargs}: {error}"
+            ) from error
 
     @torch.no_grad()
     def _decay_units(self, optimizer: torch.optim.Optimizer, *_) -> None:
