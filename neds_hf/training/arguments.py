@@ -141,6 +141,9 @@ class NEDSTrainingArguments(TrainingArguments):
         # transformers refuses --bf16 without an accelerator, unless the CPU is asked for.
         self.use_cpu |= self.bf16 and not torch.accelerator.is_available()
         super().__post_init__()
+        if self.lr_scheduler_type in ("reduce_lr_on_plateau", "greedy"):
+            mode = {"mode": "max" if self.greater_is_better else "min"}
+            self.lr_scheduler_kwargs = mode | (self.lr_scheduler_kwargs or {})
         if self.fsdp and self.world_size == 1:
             raise ValueError(
                 "--fsdp divides a model among several processes, as torchrun starts; this is one"
