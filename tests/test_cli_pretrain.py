@@ -208,6 +208,13 @@ def test_an_optimizer_or_schedule_that_cannot_be_is_one_line(dataset, tmp_path, 
     assert message in error_of(capsys, *pretrain_arguments(dataset, tmp_path), "--sessions", "ann", *change)
 
 
+def test_a_training_that_diverges_ends_with_one_line(dataset, tmp_path, capsys):
+    argv = [*pretrain_arguments(dataset, tmp_path), "--sessions", "ann", "--learning_rate", "1e6"]
+    assert main(["pretrain", *argv, "--max_grad_norm", "0"]) == 2
+    assert "neds pretrain: training diverged: by step " in capsys.readouterr().err
+    assert not (tmp_path / "model.safetensors").exists()
+
+
 @pytest.mark.parametrize(
     "argv", [["--output", "out"], ["--dataset", "somewhere"], ["--preset", "huge"], ["--scaling", "log"]]
 )

@@ -392,6 +392,15 @@ def test_a_model_that_cannot_be_made_is_named_with_its_settings(dataset, tmp_pat
     assert "num_bins 20 is not a multiple of bins_per_token 3" in error
 
 
+def test_models_that_diverge_fail_alone(dataset, tmp_path, capsys):
+    argv = [*arguments(dataset, tmp_path, "--trials", 2), "--max_grad_norm", "0"]
+    argv[argv.index("--space") + 1] = "{learning_rate: {low: 1e6, high: 1e7}}"
+    assert main(["search", *argv]) == 2
+    printed = capsys.readouterr()
+    assert "none of 2 models could be trained: training diverged" in printed.err
+    assert printed.out.count("failed: training diverged") == 2
+
+
 @pytest.mark.parametrize(
     "package, more, extra", [("optuna", [], "search"), ("matplotlib", [], "search"), ("ray", ["ray"], "ray")]
 )

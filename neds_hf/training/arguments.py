@@ -102,6 +102,9 @@ class NEDSTrainingArguments(TrainingArguments):
     )
     remove_unused_columns: bool = field(default=False, metadata={"help": "The collator needs the columns."})
     report_to: None | str | list[str] = field(default="none", metadata={"help": "Loggers."})  # noqa: RUF036
+    logging_nan_inf_filter: bool = field(
+        default=False, metadata={"help": "Log the last sound loss in place of one that is no number."}
+    )
     hub_strategy: str = field(default="end", metadata={"help": "When to push, with --push_to_hub."})
 
     def __post_init__(self):

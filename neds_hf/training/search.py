@@ -32,6 +32,7 @@ from transformers import TrainerCallback
 
 from neds_hf.errors import NEDSError
 from neds_hf.training.runs import RUN_FILE
+from neds_hf.training.trainer import Diverged
 
 # Trains a model with these settings in this folder (`fit`), or goes on with it.
 Train = Callable[[dict[str, str], Path, list[TrainerCallback]], object]
@@ -156,10 +157,15 @@ def search(study: optuna.Study, models: Iterator[Trial], folder: Path, num_model
             except optuna.TrialPruned:
                 stopped = True
             except (NEDSError, torch.OutOfMemoryError) as error:
-                if not study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED)):
+                if not isinstance(error, Diverged) and not trained(study):
                     raise NEDSError(f"{in_words(trial.params)}: {error}") from error
                 reason = str(error)
         tell(study, trial, folder, num_models, stopped, reason)
+
+
+def trained(study: optuna.Study) -> bool:
+    """Whether one of its models was trained, at least until it was stopped early."""
+    return bool(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED)))
 
 
 def tell(
