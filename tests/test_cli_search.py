@@ -390,6 +390,9 @@ def test_a_model_that_cannot_be_made_is_named_with_its_settings(dataset, tmp_pat
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("neds search: bins_per_token 3: the model cannot be configured so: ")
     assert "num_bins 20 is not a multiple of bins_per_token 3" in error
+    # Its folder is free for another search.
+    assert main(["search", *argv, "--space", "{bins_per_token: {choices: [7]}}"]) == 2
+    assert "neds search: bins_per_token 7: the model cannot be configured so: " in capsys.readouterr().err
 
 
 def test_models_that_diverge_fail_alone(dataset, tmp_path, capsys):

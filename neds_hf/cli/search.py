@@ -139,6 +139,7 @@ def main(argv: list[str] | None = None) -> None:
         name: value for name, value in vars(arguments).items() if name in how
     }
     with searches.alone(folder):
+        searches.forget_untrained(folder)
         finished = start_run(folder, {n: value for n, value in configuration.items() if n not in ranges})
         study = searches.open_study(folder, arguments.pruner, args.greater_is_better)
         if finished and len(study.trials) >= num_models:

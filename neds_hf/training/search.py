@@ -108,7 +108,20 @@ def alone(folder: Path) -> AbstractContextManager:
         raise NEDSError(f"another process searches in {folder}") from None
 
 
-def open_study(folder: Path, pruner: str, maximize: bool) -> optuna.Study:
+def forget_untrained(folder: Path) -> None:
+    """Let a search begin anew where it has not trained any model, not even to a first checkpoint."""
+    run, database = folder / RUN_FILE, folder / "search.db"
+    if not run.exists() or json.loads(run.read_text())["configuration"].get("command") != "search":
+        return
+    begun = [*folder.glob("trials/*/checkpoint-*"), *folder.glob("trials/*/metrics.json")]
+    if begun or (database.exists() and trained(open_study(folder))):
+        return
+    database.unlink(missing_ok=True)
+    shutil.rmtree(folder / "trials", ignore_errors=True)
+    run.unlink()
+
+
+def open_study(folder: Path, pruner: str = "none", maximize: bool = True) -> optuna.Study:
     """The study of a folder; begun where there is none."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     return optuna.create_study(
