@@ -46,9 +46,16 @@ def test_a_new_animal_is_added_and_scored(model_folder, tmp_path, capsys, finetu
     assert torch.equal(before["unit_embedding.weight"], after["unit_embedding.weight"][:14])
 
 
-def test_several_sessions_new_and_known(model_folder, tmp_path, finetune_arguments):
+@pytest.mark.parametrize("fold", [None, 1])
+def test_several_sessions_new_and_known(model_folder, tmp_path, capsys, finetune_arguments, fold):
+    """Of a known one, trials that the model may have learned from must not be called test trials in silence."""
     argv = [*finetune_arguments(model_folder, tmp_path), "--session", "cat", "ann"]
+    if fold:
+        other = write_dataset(tmp_path / "other", options=replace(OPTIONS, fold=fold))
+        argv += ["--dataset", str(other)]
     assert main(["finetune", *argv]) == 0
+    warning = "for session ann (another --fold?): it may have learned from test trials"
+    assert (warning in capsys.readouterr().err) == bool(fold)
     assert set(json.loads((tmp_path / "metrics.json").read_text())["sessions"]) == {"ann", "cat"}
     assert load_model(str(tmp_path))[0].config.session_ids == ["ann", "bob", "cat"]
 

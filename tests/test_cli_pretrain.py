@@ -169,8 +169,22 @@ def test_a_dataset_without_a_behaviour_makes_a_model_without_it(tmp_path):
         (["--resume_from_checkpoint", "true"], "--resume_from_checkpoint: true is no whole checkpoint"),
         (["--per_device_train_batch_size", "0"], "--per_device_train_batch_size must be at least 1, not 0"),
         (["--gradient_accumulation_steps", "0"], "--gradient_accumulation_steps must be at least 1, not 0"),
-        (["--learning_rate", "-1"], "--learning_rate must not be negative, but is -1.0"),
-        (["--weight_decay", "nan"], "--weight_decay must not be negative, but is nan"),
+        (["--learning_rate", "-1"], "--learning_rate must be finite and not negative, but is -1.0"),
+        (["--weight_decay", "nan"], "--weight_decay must be finite and not negative, but is nan"),
+        (["--mixup", "inf"], "--mixup must be finite and not negative, but is inf"),
+        (["--dataloader_num_workers", "-1"], "--dataloader_num_workers must be finite and not negative"),
+        (["--adam_beta1", "2"], "--adam_beta1 must be at least 0 and below 1, not 2.0"),
+        (["--seed", "-1"], "--seed must be from 0 to 2**32 - 1, not -1"),
+        (["--num_train_epochs", "0"], "--num_train_epochs must be finite and above 0, but is 0.0"),
+        (["--max_steps", "0"], "--max_steps must be at least 1, not 0"),
+        (["--label_smoothing_factor", "0.1"], "smoothed by --set label_smoothing=VALUE"),
+        (["--auto_find_batch_size"], "with more --gradient_accumulation_steps are the same"),
+        (["--neftune_noise_alpha", "5"], "--neftune_noise_alpha cannot be used: there is no vocabulary"),
+        (["--save_only_model"], "--save_only_model cannot be used: a run that is cut off goes on from"),
+        (["--use_liger_kernel"], "--use_liger_kernel cannot be used"),
+        (["--remove_unused_columns"], "--remove_unused_columns cannot be used: every column"),
+        (["--train_sampling_strategy", "group_by_length"], "all trials are of one length"),
+        (["--fsdp", "full_shard"], "--fsdp divides a model among several processes"),
         (
             ["--report_to", "carrier_pigeon"],
             "--report_to: no carrier_pigeon is installed; loggers that are: ",
@@ -181,6 +195,25 @@ def test_a_wrong_argument_is_one_line_and_status_2(dataset, tmp_path, capsys, ch
     error = error_of(capsys, *pretrain_arguments(dataset, tmp_path / "out"), *change)
     assert error.startswith("neds pretrain: ") and message in error
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (["--optim", "adamw_anyprecision"], "--optim adamw_anyprecision: "),
+        (["--lr_scheduler_type", "cosine_with_min_lr"], "One of min_lr or min_lr_rate should be set"),
+        (["--lr_scheduler_type", "warmup_stable_decay"], "missing 1 required positional argument"),
+    ],
+)
+def test_an_optimizer_or_schedule_that_cannot_be_is_one_line(dataset, tmp_path, capsys, change, message):
+    assert message in error_of(capsys, *pretrain_arguments(dataset, tmp_path), "--sessions", "ann", *change)
+
+
+def test_a_training_that_diverges_ends_with_one_line(dataset, tmp_path, capsys):
+    argv = [*pretrain_arguments(dataset, tmp_path), "--sessions", "ann", "--learning_rate", "1e6"]
+    assert main(["pretrain", *argv, "--max_grad_norm", "0"]) == 2
+    assert "neds pretrain: training diverged: by step " in capsys.readouterr().err
+    assert not (tmp_path / "model.safetensors").exists()
 
 
 @pytest.mark.parametrize(

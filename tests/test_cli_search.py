@@ -10,6 +10,7 @@ from functools import partial
 from importlib.util import find_spec
 from io import StringIO
 from pathlib import Path
+from shutil import copytree
 
 import numpy as np
 import pandas as pd
@@ -18,6 +19,7 @@ import yaml
 from hub.processes import neds
 from hub.server import Hub
 from optuna.samplers import TPESampler
+from safetensors.torch import load_file, save_file
 from small_dataset import TRAINING, write_dataset
 
 from neds_hf.cli.main import main
@@ -154,8 +156,9 @@ def test_another_search_in_the_same_folder_is_refused(searched, dataset, capsys,
     assert f"{out} holds a run with other settings" in error and message in error
 
 
-def test_fine_tuning_is_searched_with_a_model(model_folder, dataset, tmp_path):
-    argv = ["--model", model_folder, "--dataset", dataset, "--output", tmp_path, "--session", "cat"]
+def test_fine_tuning_is_searched_with_a_model(model_folder, dataset, tmp_path, capsys):
+    base = copytree(model_folder, tmp_path / "base")
+    argv = ["--model", base, "--dataset", dataset, "--output", tmp_path, "--session", "cat"]
     options = ["--trials", 2, "--space", FINETUNE_SPACE, "--num_train_epochs", 1, *FIXED]
     assert main(["search", *map(str, [*argv, *options])]) == 0
     table = pd.read_csv(tmp_path / "trials.csv")
@@ -166,7 +169,12 @@ def test_fine_tuning_is_searched_with_a_model(model_folder, dataset, tmp_path):
         assert configuration["command"] == "finetune" and configuration["strategy"] == row["strategy"]
         assert configuration["set"] == {"mask_ratio": row["mask_ratio"]}
     assert load_model(str(tmp_path / "best"))[1].session_ids == ["ann", "bob", "cat"]
-    assert run_of(tmp_path)["configuration"]["model"] == str(model_folder)
+    # With a model that was trained anew it is another search.
+    weights = load_file(base / "model.safetensors")
+    save_file({name: 2 * weight for name, weight in weights.items()}, base / "model.safetensors")
+    capsys.readouterr()
+    assert "with other settings: model_fingerprint" in error_of(capsys, [*argv, *options])
+    assert run_of(tmp_path)["configuration"]["model"] == str(base)
 
 
 def test_the_models_are_trained_on_the_splits_that_are_asked_for(dataset, tmp_path):
@@ -390,6 +398,18 @@ def test_a_model_that_cannot_be_made_is_named_with_its_settings(dataset, tmp_pat
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("neds search: bins_per_token 3: the model cannot be configured so: ")
     assert "num_bins 20 is not a multiple of bins_per_token 3" in error
+    # Its folder is free for another search.
+    assert main(["search", *argv, "--space", "{bins_per_token: {choices: [7]}}"]) == 2
+    assert "neds search: bins_per_token 7: the model cannot be configured so: " in capsys.readouterr().err
+
+
+def test_models_that_diverge_fail_alone(dataset, tmp_path, capsys):
+    argv = [*arguments(dataset, tmp_path, "--trials", 2), "--max_grad_norm", "0"]
+    argv[argv.index("--space") + 1] = "{learning_rate: {low: 1e6, high: 1e7}}"
+    assert main(["search", *argv]) == 2
+    printed = capsys.readouterr()
+    assert "none of 2 models could be trained: training diverged" in printed.err
+    assert printed.out.count("failed: training diverged") == 2
 
 
 @pytest.mark.parametrize(

@@ -104,6 +104,17 @@ def test_the_best_loss_is_the_lowest_and_of_anything_else_the_highest(metric, hi
     assert NEDSTrainingArguments(**arguments, greater_is_better=not higher).greater_is_better is not higher
 
 
+@pytest.mark.parametrize("metric, mode", [("eval_mean", "max"), ("eval_loss", "min")])
+@pytest.mark.parametrize("schedule", ["reduce_lr_on_plateau", "greedy"])
+def test_a_learning_rate_that_follows_the_metric_falls_where_that_gets_worse(
+    model_folder, dataset, tmp_path, metric, mode, schedule
+):
+    options = {"metric_for_best_model": metric, "lr_scheduler_kwargs": '{"patience": 3}'}
+    trainer = make_trainer(dataset, model_folder, tmp_path, lr_scheduler_type=schedule, **options)
+    trainer.create_optimizer_and_scheduler(10)
+    assert (trainer.lr_scheduler.mode, trainer.lr_scheduler.patience) == (mode, 3)
+
+
 def test_training_learns_what_the_spikes_say(model_folder):
     curve = [entry["eval_loss"] for entry in state_of(model_folder)["log_history"] if "eval_loss" in entry]
     assert curve[-1] < 0.8 * curve[0]

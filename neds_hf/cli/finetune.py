@@ -8,6 +8,7 @@ from transformers.utils import find_adapter_config_file
 
 from neds_hf.cli.config import parse_settings, use_config
 from neds_hf.cli.console import print_scores
+from neds_hf.cli.evaluate import trained_on_others
 from neds_hf.errors import NEDSError
 from neds_hf.hub.push import push_run
 from neds_hf.models import NEDSModel, NEDSProcessor
@@ -68,9 +69,16 @@ def main(argv: list[str] | None = None) -> None:
     use_config(parser, "finetune", argv, SETTABLE)
     arguments, args = parse_training_arguments(parser, argv)
     settings = parse_settings(arguments.set or [], SETTABLE)
-    recordings = open_recordings(arguments.dataset).only(arguments.session).trained_on(args.train_splits)
+    whole = open_recordings(arguments.dataset).only(arguments.session)
+    recordings = whole.trained_on(args.train_splits)
     model, processor, configuration = prepare(recordings, args, arguments.model, arguments.strategy, settings)
     check_metric(args, processor, recordings)
+    if args.should_save and (others := trained_on_others(processor, whole, "test")):
+        print(
+            f"neds finetune: {arguments.dataset} does not have the training trials of {arguments.model} for "
+            f"session {', '.join(others)} (another --fold?): it may have learned from test trials",
+            file=sys.stderr,
+        )
     print_scores(fit(model, processor, recordings, args, configuration))
     push_run(args)
 

@@ -1,5 +1,6 @@
 """`TrainingArguments` with NEDS's defaults, and the command line of what trains."""
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,8 +12,28 @@ from neds_hf.data.schema import SPLITS
 from neds_hf.errors import NEDSError
 from neds_hf.training.runs import is_whole
 
-NOT_NEGATIVE = ("mixup", "learning_rate", "weight_decay", "unit_weight_decay", "adam_epsilon")
+NOT_NEGATIVE = (
+    "mixup",
+    "learning_rate",
+    "weight_decay",
+    "unit_weight_decay",
+    "adam_epsilon",
+    "max_grad_norm",
+    "dataloader_num_workers",
+)
 BATCH_SIZES = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
+# What transformers takes and would not do, or would do wrongly, here.
+UNSUPPORTED = {
+    "label_smoothing_factor": "the labels of classes are smoothed by --set label_smoothing=VALUE",
+    "auto_find_batch_size": "another batch is another training; fewer --per_device_train_batch_size with more "
+    "--gradient_accumulation_steps are the same, in less memory",
+    "save_only_model": "a run that is cut off goes on from its checkpoints, which need the rest for it",
+    "neftune_noise_alpha": "there is no vocabulary whose embeddings could get noise",
+    "use_liger_kernel": "its kernels are of other models",
+    "remove_unused_columns": "every column of a trial is used",
+    "bf16_full_eval": "what is evaluated is the model as it is trained; --bf16 does both",
+    "fp16_full_eval": "what is evaluated is the model as it is trained; --fp16 does both",
+}
 
 
 @dataclass
@@ -82,12 +103,32 @@ class NEDSTrainingArguments(TrainingArguments):
     )
     remove_unused_columns: bool = field(default=False, metadata={"help": "The collator needs the columns."})
     report_to: None | str | list[str] = field(default="none", metadata={"help": "Loggers."})  # noqa: RUF036
+    logging_nan_inf_filter: bool = field(
+        default=False, metadata={"help": "Log the last sound loss in place of one that is no number."}
+    )
     hub_strategy: str = field(default="end", metadata={"help": "When to push, with --push_to_hub."})
 
     def __post_init__(self):
         for name in NOT_NEGATIVE:
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"--{name} must not be negative, but is {getattr(self, name)}")
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"--{name} must be finite and not negative, but is {getattr(self, name)}")
+        for name in ("adam_beta1", "adam_beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"--{name} must be at least 0 and below 1, not {getattr(self, name)}")
+        for name in ("seed", "data_seed"):
+            if not 0 <= (getattr(self, name) or 0) < 2**32:
+                raise ValueError(f"--{name} must be from 0 to 2**32 - 1, not {getattr(self, name)}")
+        if not 0 < self.num_train_epochs < math.inf:
+            raise ValueError(f"--num_train_epochs must be finite and above 0, but is {self.num_train_epochs}")
+        if self.max_steps < 1 and self.max_steps != -1:  # the default
+            raise ValueError(f"--max_steps must be at least 1, not {self.max_steps}")
+        for name, reason in UNSUPPORTED.items():
+            if getattr(self, name):
+                raise ValueError(f"--{name} cannot be used: {reason}")
+        if self.train_sampling_strategy == "group_by_length":
+            raise ValueError("--train_sampling_strategy group_by_length: all trials are of one length")
+        if self.fp16 and not torch.accelerator.is_available():
+            raise ValueError("--fp16 needs a GPU; --bf16 also works on a CPU")
         for name in BATCH_SIZES:
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name} must be at least 1, not {getattr(self, name)}")
@@ -104,6 +145,13 @@ class NEDSTrainingArguments(TrainingArguments):
         # transformers refuses --bf16 without an accelerator, unless the CPU is asked for.
         self.use_cpu |= self.bf16 and not torch.accelerator.is_available()
         super().__post_init__()
+        if self.lr_scheduler_type in ("reduce_lr_on_plateau", "greedy"):
+            mode = {"mode": "max" if self.greater_is_better else "min"}
+            self.lr_scheduler_kwargs = mode | (self.lr_scheduler_kwargs or {})
+        if self.fsdp and self.world_size == 1:
+            raise ValueError(
+                "--fsdp divides a model among several processes, as torchrun starts; this is one"
+            )
         if missing := set(self.report_to) - set(available := get_available_reporting_integrations()):
             raise ValueError(
                 f"--report_to: no {', '.join(sorted(missing))} is installed; loggers that are: "
@@ -130,5 +178,5 @@ def parse_training_arguments(
     """
     try:
         return parser.parse_args_into_dataclasses(args=argv)[:2]
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         raise NEDSError(" ".join(str(error).split())) from error

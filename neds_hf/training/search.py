@@ -32,6 +32,7 @@ from transformers import TrainerCallback
 
 from neds_hf.errors import NEDSError
 from neds_hf.training.runs import RUN_FILE
+from neds_hf.training.trainer import Diverged
 
 # Trains a model with these settings in this folder (`fit`), or goes on with it.
 Train = Callable[[dict[str, str], Path, list[TrainerCallback]], object]
@@ -107,7 +108,20 @@ def alone(folder: Path) -> AbstractContextManager:
         raise NEDSError(f"another process searches in {folder}") from None
 
 
-def open_study(folder: Path, pruner: str, maximize: bool) -> optuna.Study:
+def forget_untrained(folder: Path) -> None:
+    """Let a search begin anew where it has not trained any model, not even to a first checkpoint."""
+    run, database = folder / RUN_FILE, folder / "search.db"
+    if not run.exists() or json.loads(run.read_text())["configuration"].get("command") != "search":
+        return
+    begun = [*folder.glob("trials/*/checkpoint-*"), *folder.glob("trials/*/metrics.json")]
+    if begun or (database.exists() and trained(open_study(folder))):
+        return
+    database.unlink(missing_ok=True)
+    shutil.rmtree(folder / "trials", ignore_errors=True)
+    run.unlink()
+
+
+def open_study(folder: Path, pruner: str = "none", maximize: bool = True) -> optuna.Study:
     """The study of a folder; begun where there is none."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     return optuna.create_study(
@@ -156,10 +170,15 @@ def search(study: optuna.Study, models: Iterator[Trial], folder: Path, num_model
             except optuna.TrialPruned:
                 stopped = True
             except (NEDSError, torch.OutOfMemoryError) as error:
-                if not study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED)):
+                if not isinstance(error, Diverged) and not trained(study):
                     raise NEDSError(f"{in_words(trial.params)}: {error}") from error
                 reason = str(error)
         tell(study, trial, folder, num_models, stopped, reason)
+
+
+def trained(study: optuna.Study) -> bool:
+    """Whether one of its models was trained, at least until it was stopped early."""
+    return bool(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED)))
 
 
 def tell(

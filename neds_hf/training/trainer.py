@@ -11,6 +11,7 @@ Any other `Trainer` trains the model as well; this one adds:
   sessions that a run does not train on stay what they were. Sessions' embeddings are not decayed.
 """
 
+import math
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -41,6 +42,10 @@ UNIT_ROWS = re.compile(r"\bunit_(embedding|readout)\b")  # also among the names 
 def global_batch_size(args: NEDSTrainingArguments) -> int:
     """Trials of one optimizer step, over all processes."""
     return args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+
+
+class Diverged(NEDSError):
+    """The loss is no number any more, and nothing that follows would be."""
 
 
 class OneLineProgress(ProgressCallback):
@@ -147,9 +152,29 @@ class NEDSTrainer(Trainer):
         return RandomSampler(sampler.data_source, num_samples=whole)
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
-        optimizer = super().create_optimizer(model)
+        try:
+            optimizer = super().create_optimizer(model)
+        except (ValueError, TypeError, ImportError) as error:
+            raise NEDSError(f"--optim {self.args.optim.value}: {' '.join(str(error).split())}") from error
         optimizer.register_step_post_hook(self._decay_units)
         return optimizer
+
+    def create_scheduler(self, *args, **kwargs) -> torch.optim.lr_scheduler.LRScheduler:
+        try:
+            return super().create_scheduler(*args, **kwargs)
+        except (ValueError, TypeError) as error:
+            raise NEDSError(
+                f"--lr_scheduler_type {self.args.lr_scheduler_type.value} with --lr_scheduler_kwargs "
+                f"{self.args.lr_scheduler_kwargs}: {error}"
+            ) from error
+
+    def log(self, logs: dict[str, float], *args, **kwargs) -> None:
+        super().log(logs, *args, **kwargs)
+        if not math.isfinite(logs.get("loss", 0.0)):
+            raise Diverged(
+                f"training diverged: by step {self.state.global_step} the loss is no number any more; a lower "
+                "--learning_rate may help"
+            )
 
     @torch.no_grad()
     def _decay_units(self, optimizer: torch.optim.Optimizer, *_) -> None:
