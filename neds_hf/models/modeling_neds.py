@@ -268,6 +268,7 @@ class NEDSModel(Checkpoint, PreTrainedModel):
 
     def __init__(self, config: NEDSConfig):
         config = copy.deepcopy(config)  # add_sessions changes it, and only this model has the rows
+        config.validate()  # `from_pretrained` sets what it is given without looking
         super().__init__(config)
         hidden_size, patch = config.hidden_size, config.bins_per_token
         num_modalities, num_units = len(config.modalities), sum(config.unit_counts)
