@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
-from transformers.utils import ModelOutput
+from transformers.utils import ModelOutput, can_return_tuple
 
 from .configuration_neds import Checkpoint, NEDSConfig
 from .masking_neds import count_targets, num_uniform, sample_masks
@@ -442,6 +442,7 @@ class NEDSModel(Checkpoint, PreTrainedModel):
 
     # --- the model ---
 
+    @can_return_tuple
     def forward(
         self,
         session_index: torch.Tensor,
@@ -517,7 +518,9 @@ class NEDSModel(Checkpoint, PreTrainedModel):
         losses = None
         if two_passes:
             passes = [
-                self(session_index, spike_counts, unit_mask, behaviors, available, scheme=one)
+                self(
+                    session_index, spike_counts, unit_mask, behaviors, available, scheme=one, return_dict=True
+                )
                 for one in ("encoding", "decoding")
             ]
             losses = {name: sum(one.losses[name] for one in passes) for name in passes[0].losses}
