@@ -541,6 +541,11 @@ class NEDSModel(Checkpoint, PreTrainedModel):
         )
 
     def _checked_unit_mask(self, session_index, spike_counts, unit_mask):
+        if spike_counts.dim() != 3 or session_index.shape != spike_counts.shape[:1]:
+            raise ValueError(
+                f"spike_counts is {tuple(spike_counts.shape)}, session_index {tuple(session_index.shape)}; "
+                "expected (trials, bins, units) and (trials,)"
+            )
         batch_size, num_bins, num_units = spike_counts.shape
         if num_bins != self.config.num_bins:
             raise ValueError(f"spike_counts has {num_bins} bins, the model {self.config.num_bins}")
