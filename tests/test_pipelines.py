@@ -182,12 +182,22 @@ def test_a_model_in_training_predicts_without_dropout(pipelines, trials, model_f
     assert_same(pipe(trials), pipelines["neural-decoding"](trials))
 
 
-def test_a_processor_of_other_sessions_is_refused(model_folder):
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda p: p.sessions.reverse(), r"the sessions \['bob', 'ann'\], the model \['ann', 'bob'\]"),
+        (lambda p: p.sessions[0]["units"].pop(), r"the numbers of units \[4, 9\], the model \[5, 9\]"),
+        (
+            lambda p: p.modalities[1]["classes"].reverse(),
+            r"the behaviours .*\['left', 'right'\], .* the model .*",
+        ),
+        (lambda p: setattr(p, "num_bins", 10), "the number of bins 10, the model 20"),
+    ],
+)
+def test_a_processor_of_another_model_is_refused(model_folder, change, message):
     model, processor = (kind.from_pretrained(model_folder) for kind in (AutoModel, AutoProcessor))
-    processor.sessions.reverse()
-    with pytest.raises(
-        ValueError, match=r"the processor has the sessions \['bob', 'ann'\], the model \['ann', 'bob'\]"
-    ):
+    change(processor)
+    with pytest.raises(ValueError, match=f"the processor has {message}: take both from one folder"):
         pipeline("neural-encoding", model=model, processor=processor)
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoProcessor
 
-from neds_hf.models import NEDSProcessor
+from neds_hf.models import NEDSConfig, NEDSProcessor
 
 NAN = np.nan
 MODALITIES = [
@@ -224,6 +224,13 @@ def test_numbers_of_numpy_and_tensors_can_be_saved(tmp_path):
     processor.save_pretrained(tmp_path)
     saved = NEDSProcessor.from_pretrained(tmp_path)
     assert (saved.num_bins, saved.bin_size_s, saved.mean_counts("z").tolist()) == (3, 0.5, [1.0])
+
+
+def test_a_folder_without_its_file_is_no_processor_that_knows_nothing(tmp_path):
+    NEDSConfig().save_pretrained(tmp_path)
+    for kind in (NEDSProcessor, AutoProcessor):
+        with pytest.raises(OSError, match=f"{tmp_path} has no processor_config.json"):
+            kind.from_pretrained(tmp_path)
 
 
 def test_scales_that_are_not_known_are_not_made_up():

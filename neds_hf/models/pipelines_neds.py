@@ -23,11 +23,7 @@ class NEDSPipeline(Pipeline):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        ours, theirs = self.processor.session_ids, self.model.config.session_ids
-        if ours != theirs:
-            raise ValueError(
-                f"the processor has the sessions {ours}, the model {theirs}: load both from one folder"
-            )
+        self.processor.check_model(self.model.config)
         self.model.eval()  # one that was trained just now is not
         self.feature_extractor = self.processor  # transformers makes no batches without one
 

@@ -7,7 +7,7 @@ import torch
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.processing_utils import ProcessorMixin
 
-from .configuration_neds import Checkpoint
+from .configuration_neds import Checkpoint, NEDSConfig
 
 SCALINGS = ("z_score", "minus_one_one", "zero_one")
 
@@ -68,6 +68,35 @@ class NEDSProcessor(Checkpoint, ProcessorMixin):
     def session_ids(self) -> list[str]:
         """Sessions in the order of `session_index`."""
         return [session["session"] for session in self.sessions]
+
+    @classmethod
+    def get_processor_dict(cls, pretrained_model_name_or_path, **kwargs):
+        content, kwargs = super().get_processor_dict(pretrained_model_name_or_path, **kwargs)
+        if not content:  # transformers would make one that knows nothing
+            raise OSError(
+                f"{pretrained_model_name_or_path} has no processor_config.json; the processor's save_pretrained "
+                "writes it"
+            )
+        return content, kwargs
+
+    def check_model(self, config: NEDSConfig) -> None:
+        """Make sure that a model is of the same sessions, units and classes, in the same order.
+
+        Raises:
+            ValueError: It is not.
+        """
+        classes = {modality["name"]: list(modality.get("classes", ())) for modality in config.modalities[1:]}
+        for what, ours, theirs in (
+            ("sessions", self.session_ids, config.session_ids),
+            ("numbers of units", [len(session["units"]) for session in self.sessions], config.unit_counts),
+            ("behaviours", {name: list(given or ()) for name, given in self.behaviors.items()}, classes),
+            ("number of bins", self.num_bins, config.num_bins),
+        ):
+            if ours != theirs:
+                raise ValueError(
+                    f"the processor has the {what} {ours}, the model {theirs}: take both from one folder, as they "
+                    "were saved"
+                )
 
     @property
     def behaviors(self) -> dict[str, list[str] | None]:
