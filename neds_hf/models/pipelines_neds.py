@@ -26,6 +26,7 @@ class NEDSPipeline(Pipeline):
         self.processor.check_model(self.model.config)
         self.model.eval()  # one that was trained just now is not
         self.feature_extractor = self.processor  # transformers makes no batches without one
+        self.tokenizer = None  # there is none, whatever the processor says
 
     def __call__(self, trials, **kwargs):
         if not isinstance(trials, Mapping | list):

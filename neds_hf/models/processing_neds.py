@@ -1,6 +1,7 @@
 """From recordings to the model's inputs, and from its outputs to the data's own units."""
 
 from collections.abc import Mapping, Sequence
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -42,6 +43,8 @@ class NEDSProcessor(Checkpoint, ProcessorMixin):
     """
 
     attributes: Sequence[str] = ()
+    # As its `processing_class` a Trainer saves it with the model, but takes every processor to hold a tokenizer.
+    tokenizer = SimpleNamespace(bos_token_id=None, eos_token_id=None, pad_token_id=None)
 
     def __init__(
         self,
