@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from datasets import load_dataset
@@ -146,6 +147,11 @@ NOTHING = dict.fromkeys(("choice", "block", "wheel_speed", "whisker_motion_energ
         ),
         ("neural-encoding", {"choice": [1, 0]}, r"choice of a trial is \(2,\), expected \(\)"),
         ("neural-encoding", {"choice": 2}, r"choice has classes \[.*2\], but only 2 classes"),
+        (
+            "neural-encoding",
+            {"choice": "left"},
+            "choice is of type .*, expected class indices, -1 where missing",
+        ),
         ("neural-decoding", {"spike_counts": None}, "session 'ann' has no spike_counts to decode from"),
         ("neural-decoding", {"spike_counts": [0] * 99}, r"are \(99,\), expected \(20, 5\), bins by units"),
     ],
@@ -199,6 +205,13 @@ def test_a_processor_of_another_model_is_refused(model_folder, change, message):
     change(processor)
     with pytest.raises(ValueError, match=f"the processor has {message}: take both from one folder"):
         pipeline("neural-encoding", model=model, processor=processor)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_no_trials_give_no_results_and_a_table_is_no_list_of_trials(pipelines, trials, task):
+    assert pipelines[task]([]) == []
+    with pytest.raises(ValueError, match="a trial is a mapping, as a row of a dataset is, not str"):
+        list(pipelines[task](pd.DataFrame(trials)))  # gives the names of its columns
 
 
 def test_an_option_that_does_not_exist_is_refused(pipelines, trials):

@@ -185,6 +185,20 @@ def test_whole_numbers_of_any_type_are_counts():
         ("z", COUNTS[:1], {"choice": np.array([2])}, r"choice has classes \[2\], but only 2 classes"),
         ("z", COUNTS[:1], {"choice": np.array([-2])}, r"choice has classes \[-2\]"),
         ("z", COUNTS[:1], {"choice": np.array([0.5])}, r"choice has classes \[0.5\]"),
+        (
+            "z",
+            COUNTS[:1],
+            {"choice": ["left"]},
+            "choice is of type <U4, expected class indices, -1 where missing",
+        ),
+        ("z", COUNTS[:1], {"choice": [None]}, "choice is of type object, expected class indices"),
+        (
+            "z",
+            COUNTS[:1],
+            {"wheel": [[1.0, None]]},
+            "wheel is of type object, expected numbers, NaN where missing",
+        ),
+        ("z", [], {}, "there are no trials"),
     ],
 )
 def test_inputs_that_do_not_fit_are_refused(sessions, counts, behaviors, message):

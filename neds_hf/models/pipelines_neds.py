@@ -29,6 +29,8 @@ class NEDSPipeline(Pipeline):
         self.tokenizer = None  # there is none, whatever the processor says
 
     def __call__(self, trials, **kwargs):
+        if isinstance(trials, list) and not trials:  # transformers looks at the first
+            return []
         if not isinstance(trials, Mapping | list):
             trials = (trial for trial in trials)  # of iterables, transformers takes generators
         return super().__call__(trials, **kwargs)
@@ -43,6 +45,8 @@ class NEDSPipeline(Pipeline):
 
     def _num_units(self, trial: Mapping) -> int:
         known = self.processor.session_ids
+        if not hasattr(trial, "get"):
+            raise ValueError(f"a trial is a mapping, as a row of a dataset is, not {type(trial).__name__}")
         if trial.get("session") not in known:
             raise ValueError(
                 f"session of a trial is {trial.get('session')!r}, expected one of the model's {len(known)}: "

@@ -67,11 +67,6 @@ class NEDSProcessor(Checkpoint, ProcessorMixin):
         self.sessions = [dict(session) for session in sessions]
         self.scaling = scaling
 
-    @property
-    def session_ids(self) -> list[str]:
-        """Sessions in the order of `session_index`."""
-        return [session["session"] for session in self.sessions]
-
     @classmethod
     def get_processor_dict(cls, pretrained_model_name_or_path, **kwargs):
         content, kwargs = super().get_processor_dict(pretrained_model_name_or_path, **kwargs)
@@ -100,6 +95,11 @@ class NEDSProcessor(Checkpoint, ProcessorMixin):
                     f"the processor has the {what} {ours}, the model {theirs}: take both from one folder, as they "
                     "were saved"
                 )
+
+    @property
+    def session_ids(self) -> list[str]:
+        """Sessions in the order of `session_index`."""
+        return [session["session"] for session in self.sessions]
 
     @property
     def behaviors(self) -> dict[str, list[str] | None]:
@@ -226,11 +226,13 @@ class NEDSProcessor(Checkpoint, ProcessorMixin):
             `session_index`, `spike_counts` (uint8, zero where padded), `unit_mask`, `behaviors`, `available`.
 
         Raises:
-            ValueError: An unknown session or behaviour, a shape that does not fit, spike counts that are not whole
-                numbers from 0 to 255, a class that does not exist.
+            ValueError: No trials, an unknown session or behaviour, a shape that does not fit, spike counts that
+                are not whole numbers from 0 to 255, a class that does not exist.
         """
         behaviors = dict(behaviors or {})
         batch_size = len(spike_counts)
+        if batch_size == 0:
+            raise ValueError("there are no trials")
         sessions = [sessions] * batch_size if isinstance(sessions, str) else list(sessions)
         unknown = set(behaviors) - set(self.behaviors)
         if unknown:
@@ -243,7 +245,7 @@ class NEDSProcessor(Checkpoint, ProcessorMixin):
             if session not in places:
                 raise ValueError(f"this processor does not know session {session!r}")
         counts = [len(self.sessions[places[session]]["units"]) for session in sessions]
-        padded = np.zeros((batch_size, self.num_bins, max(counts, default=0)), np.uint8)
+        padded = np.zeros((batch_size, self.num_bins, max(counts)), np.uint8)
         for trial, (session, num_units, spikes) in enumerate(zip(sessions, counts, spike_counts)):
             if np.shape(spikes) != (self.num_bins, num_units):
                 raise ValueError(
@@ -263,6 +265,11 @@ class NEDSProcessor(Checkpoint, ProcessorMixin):
             given = np.asarray(behaviors.get(name, np.full(shape, np.nan if classes is None else -1)))
             if given.shape != shape:
                 raise ValueError(f"{name} is {given.shape}, expected {shape}")
+            if given.dtype.kind not in "biuf":
+                expected = (
+                    "numbers, NaN where missing" if classes is None else "class indices, -1 where missing"
+                )
+                raise ValueError(f"{name} is of type {given.dtype}, expected {expected}")
             if classes is None:
                 constants = {
                     known["session"]: known["scaling"][name]
