@@ -5,6 +5,8 @@ from collections.abc import Mapping
 import numpy as np
 from transformers import Pipeline
 
+from .processing_neds import check_processor
+
 
 class NEDSPipeline(Pipeline):
     """What both directions share.
@@ -23,7 +25,7 @@ class NEDSPipeline(Pipeline):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        self.processor.check_model(self.model.config)
+        check_processor(self.processor, self.model.config)
         self.model.eval()  # one that was trained just now is not
         self.feature_extractor = self.processor  # transformers makes no batches without one
         self.tokenizer = None  # there is none, whatever the processor says

@@ -77,25 +77,6 @@ class NEDSProcessor(Checkpoint, ProcessorMixin):
             )
         return content, kwargs
 
-    def check_model(self, config: NEDSConfig) -> None:
-        """Make sure that a model is of the same sessions, units and classes, in the same order.
-
-        Raises:
-            ValueError: It is not.
-        """
-        classes = {modality["name"]: list(modality.get("classes", ())) for modality in config.modalities[1:]}
-        for what, ours, theirs in (
-            ("sessions", self.session_ids, config.session_ids),
-            ("numbers of units", [len(session["units"]) for session in self.sessions], config.unit_counts),
-            ("behaviours", {name: list(given or ()) for name, given in self.behaviors.items()}, classes),
-            ("number of bins", self.num_bins, config.num_bins),
-        ):
-            if ours != theirs:
-                raise ValueError(
-                    f"the processor has the {what} {ours}, the model {theirs}: take both from one folder, as they "
-                    "were saved"
-                )
-
     @property
     def session_ids(self) -> list[str]:
         """Sessions in the order of `session_index`."""
@@ -300,6 +281,26 @@ class NEDSProcessor(Checkpoint, ProcessorMixin):
                 "available": available,
             }
         )
+
+
+def check_processor(processor: "NEDSProcessor", config: NEDSConfig) -> None:
+    """Make sure that a processor and a model are of the same sessions, units, behaviours and bins.
+
+    Raises:
+        ValueError: They are not.
+    """
+    classes = {modality["name"]: list(modality.get("classes", ())) for modality in config.modalities[1:]}
+    for what, ours, theirs in (
+        ("sessions", processor.session_ids, config.session_ids),
+        ("numbers of units", [len(session["units"]) for session in processor.sessions], config.unit_counts),
+        ("behaviours", {name: list(given or ()) for name, given in processor.behaviors.items()}, classes),
+        ("number of bins", processor.num_bins, config.num_bins),
+    ):
+        if ours != theirs:
+            raise ValueError(
+                f"the processor has the {what} {ours}, the model {theirs}: take both from one folder, as they "
+                "were saved"
+            )
 
 
 __all__ = ["NEDSProcessor"]

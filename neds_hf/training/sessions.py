@@ -21,7 +21,7 @@ from neds_hf.data.trials import SessionTrials, session_trials
 from neds_hf.errors import NEDSError
 from neds_hf.models.configuration_neds import CHECKPOINTS, IBL_MODALITIES, NEDSConfig
 from neds_hf.models.modeling_neds import NEDSModel
-from neds_hf.models.processing_neds import NEDSProcessor
+from neds_hf.models.processing_neds import NEDSProcessor, check_processor
 from neds_hf.training.inference import Ensemble
 from neds_hf.training.runs import RUN_FILE, fingerprint_of
 
@@ -188,7 +188,7 @@ def load_model(source: str, settings: dict | None = None) -> tuple[NEDSModel, NE
             folder, config=config, output_loading_info=True, ignore_mismatched_sizes=True
         )
         processor = NEDSProcessor.from_pretrained(folder)
-        processor.check_model(config)
+        check_processor(processor, config)
     except (OSError, ValueError, SafetensorError) as error:
         reason = " ".join(str(error).split())
         raise NEDSError(f"{source} is no model folder: {reason}") from error
