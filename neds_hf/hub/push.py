@@ -1,5 +1,6 @@
 """A model folder or a dataset folder to the Hub, in one commit."""
 
+import json
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
@@ -110,7 +111,7 @@ def kind_of(folder: Path) -> str:
     """Of `FILES`, told by what the folder holds; a model's card is written where it is missing.
 
     Raises:
-        NEDSError: The folder is neither, or not whole.
+        NEDSError: The folder is neither, or not whole, or an adapter of a model that is not on the Hub.
     """
     if (folder / "trials").is_dir() and (folder / "sessions").is_dir():
         if not (folder / "README.md").exists():
@@ -122,6 +123,13 @@ def kind_of(folder: Path) -> str:
             f"{folder} is neither a model folder (config.json and *.safetensors) nor a dataset folder "
             "(README.md, trials/ and sessions/)"
         )
+    if configs[1].exists():
+        base = json.loads(configs[1].read_text()).get("base_model_name_or_path")
+        if Path(str(base)).is_absolute() or str(base).count("/") != 1:
+            raise NEDSError(
+                f"{folder} is an adapter of {base}, which only this machine has: push that first, and write its "
+                f"USER/NAME as base_model_name_or_path into {configs[1]}"
+            )
     if not (folder / "README.md").exists():
         write_model_card(folder)
     return "model"
