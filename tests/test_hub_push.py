@@ -197,6 +197,14 @@ def test_a_run_that_was_cut_off(model):
         push(model, "lab/x")
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+def test_a_copy_that_was_cut_off(model, name):
+    (model / "README.md").unlink()
+    (model / name).write_text("{")
+    with pytest.raises(NEDSError, match=f"{model} is no whole model folder: "):
+        push(model, "lab/x")
+
+
 @pytest.mark.parametrize("base", ["/home/me/neds-ibl", "neds-ibl", None])
 def test_an_adapter_of_a_model_that_is_not_on_the_hub(model, base):
     config = model / "adapter_config.json"
