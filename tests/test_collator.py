@@ -144,6 +144,24 @@ def test_trials_of_sessions_that_the_model_does_not_have_are_refused(collate, ro
         collate(make_dataset([row]), [0])
 
 
+@pytest.mark.parametrize(
+    "rows, message",
+    [
+        ([], "expected a list of one or more rows, found a list of 0"),
+        (make_dataset()[:2], "expected a list of one or more rows, found a dict of 6"),
+        (make_dataset()[0], "expected a list of one or more rows, found a dict of 6"),
+        # What a Trainer leaves of rows by default.
+        (
+            make_dataset().select_columns("spike_counts"),
+            "3 rows without num_units, session; .*remove_unused_columns",
+        ),
+    ],
+)
+def test_what_are_no_rows_is_said_so(rows, message):
+    with pytest.raises(NEDSError, match=message):
+        NEDSCollator(make_processor())(rows)
+
+
 def test_one_row_of_arrow_trials_is_a_table_of_one_row():
     trials = ArrowTrials(make_dataset())
     assert len(trials) == 3

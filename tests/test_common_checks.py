@@ -142,9 +142,14 @@ def test_gradients_reach_hidden_states_and_attentions():
 
 
 def test_outputs_are_a_tuple_too_in_the_order_of_the_names():
-    output = make_model()(**make_batch())
+    model = make_model()
+    output = model(**make_batch())
     assert list(output) == ["loss", "losses", "log_rates", "predictions", "last_hidden_state"]
     assert output.to_tuple()[2] is output.log_rates is output["log_rates"]
+    as_tuple = model(**make_batch(), return_dict=False)
+    model.config.return_dict = False
+    for outputs in (as_tuple, model(**make_batch())):
+        assert type(outputs) is tuple and torch.equal(outputs[2], output.log_rates)
 
 
 def test_the_main_input_is_an_argument():

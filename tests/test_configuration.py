@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from huggingface_hub.errors import StrictDataclassClassValidationError
 
 from neds_hf.models import NEDSConfig, NEDSModel
 
@@ -145,6 +146,17 @@ def test_tokens_per_trial_follow_bins_and_categorical_tokens():
 def test_a_configuration_that_cannot_be_is_refused_by_the_name_of_the_field(options, message):
     with pytest.raises(Exception, match=message):
         NEDSConfig(**options)
+
+
+def test_options_given_at_loading_are_looked_at_too(tmp_path):
+    NEDSModel(NEDSConfig.from_preset("tiny", session_ids=["a"], unit_counts=[4])).save_pretrained(tmp_path)
+    assert NEDSModel.from_pretrained(tmp_path, mask_ratio=0.3).config.mask_ratio == 0.3
+    for options, message in [
+        ({"loss": "mean"}, "loss is 'per_trial' or"),
+        ({"mask_ratio": 3.0}, "mask_ratio must"),
+    ]:
+        with pytest.raises(StrictDataclassClassValidationError, match=message):
+            NEDSModel.from_pretrained(tmp_path, **options)
 
 
 @pytest.mark.parametrize("preset, millions", [("small", 3), ("base", 12)])

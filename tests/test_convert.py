@@ -11,6 +11,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from neds_hf.cli.main import main
+from neds_hf.errors import NEDSError
+from neds_hf.hub.original import read_sessions
 from neds_hf.models import NEDSModel, NEDSProcessor
 from neds_hf.training.strategies import freeze
 
@@ -276,6 +278,12 @@ def test_wrong_sessions(tmp_path, capsys, sessions, message):
     assert message in refused(tmp_path, capsys, original_state(), sessions)
 
 
+def test_a_range_without_end(tmp_path):
+    (tmp_path / "sessions.yaml").write_text("first: {units: 2, wheel_speed: [0, .inf]}")
+    with pytest.raises(NEDSError, match=r"wheel_speed \[0, inf\], expected \[smallest, largest\]"):
+        read_sessions(tmp_path / "sessions.yaml")
+
+
 def test_heads(tmp_path, capsys):
     assert "hidden size of 8 does not divide into 8 heads" in refused(
         tmp_path, capsys, original_state(), UNITS, "--num-heads", "8"
@@ -302,9 +310,18 @@ def test_wrong_files(tmp_path, capsys):
         assert message in capsys.readouterr().err
 
 
-def test_an_existing_folder_is_kept(tmp_path, capsys):
+def test_an_existing_folder_is_kept_and_one_that_cannot_be_is_said_so(tmp_path, capsys):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.txt").write_text("kept")
     assert run(tmp_path, original_state()) == 2
     assert "exists; choose another folder" in capsys.readouterr().err
     assert (tmp_path / "out" / "mine.txt").read_text() == "kept"
+    (tmp_path / "file").touch()
+    arguments = [
+        tmp_path / "original.pt",
+        tmp_path / "file" / "out",
+        "--sessions",
+        tmp_path / "sessions.json",
+    ]
+    assert main(["convert", *map(str, arguments), "--num-heads", "2"]) == 2
+    assert f"{tmp_path / 'file' / 'out'} cannot be written: " in capsys.readouterr().err

@@ -1,5 +1,6 @@
 """`neds push`: what it sends and what not, in one commit or none; every flag and every refusal."""
 
+import json
 import re
 
 import numpy as np
@@ -193,4 +194,26 @@ def test_a_dataset_whose_conversion_was_cut_off(tmp_path):
 def test_a_run_that_was_cut_off(model):
     (model / "model.safetensors").unlink()
     with pytest.raises(NEDSError, match="neither a model folder"):
+        push(model, "lab/x")
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+def test_a_copy_that_was_cut_off(model, name):
+    (model / "README.md").unlink()
+    (model / name).write_text("{")
+    with pytest.raises(NEDSError, match=f"{model} is no whole model folder: "):
+        push(model, "lab/x")
+
+
+@pytest.mark.parametrize("base", ["/home/me/neds-ibl", "neds-ibl", None])
+def test_an_adapter_of_a_model_that_is_not_on_the_hub(model, base):
+    config = model / "adapter_config.json"
+    config.write_text(json.dumps({"base_model_name_or_path": base}))
+    message = (
+        f"is an adapter of {base}, which only this machine has: push that first, and write its USER/NAME as"
+    )
+    with pytest.raises(NEDSError, match=message):
+        push(model, "lab/x")
+    config.write_text(json.dumps({"base_model_name_or_path": "lab/neds-ibl"}))
+    with pytest.raises(NEDSError, match="offline mode is enabled"):  # asked of the Hub
         push(model, "lab/x")

@@ -928,6 +928,11 @@ def changed(**inputs):
 @pytest.mark.parametrize(
     "inputs, message",
     [
+        (
+            changed(spike_counts=torch.zeros(BINS, 12), session_index=torch.tensor(0)),
+            r"spike_counts is \(10, 12\), session_index \(\); expected \(trials, bins, units\) and \(trials,\)",
+        ),
+        (changed(session_index=torch.tensor([0])), r"\(3, 10, 12\), session_index \(1,\); expected"),
         (changed(spike_counts=torch.zeros(3, 8, 12)), "spike_counts has 8 bins, the model 10"),
         (changed(unit_mask=torch.ones(3, 12, dtype=torch.bool)), "unit_mask holds more units"),
         (

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from datasets import load_dataset
@@ -146,6 +147,11 @@ NOTHING = dict.fromkeys(("choice", "block", "wheel_speed", "whisker_motion_energ
         ),
         ("neural-encoding", {"choice": [1, 0]}, r"choice of a trial is \(2,\), expected \(\)"),
         ("neural-encoding", {"choice": 2}, r"choice has classes \[.*2\], but only 2 classes"),
+        (
+            "neural-encoding",
+            {"choice": "left"},
+            "choice is of type .*, expected class indices, -1 where missing",
+        ),
         ("neural-decoding", {"spike_counts": None}, "session 'ann' has no spike_counts to decode from"),
         ("neural-decoding", {"spike_counts": [0] * 99}, r"are \(99,\), expected \(20, 5\), bins by units"),
     ],
@@ -182,13 +188,30 @@ def test_a_model_in_training_predicts_without_dropout(pipelines, trials, model_f
     assert_same(pipe(trials), pipelines["neural-decoding"](trials))
 
 
-def test_a_processor_of_other_sessions_is_refused(model_folder):
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda p: p.sessions.reverse(), r"the sessions \['bob', 'ann'\], the model \['ann', 'bob'\]"),
+        (lambda p: p.sessions[0]["units"].pop(), r"the numbers of units \[4, 9\], the model \[5, 9\]"),
+        (
+            lambda p: p.modalities[1]["classes"].reverse(),
+            r"the behaviours .*\['left', 'right'\], .* the model .*",
+        ),
+        (lambda p: setattr(p, "num_bins", 10), "the number of bins 10, the model 20"),
+    ],
+)
+def test_a_processor_of_another_model_is_refused(model_folder, change, message):
     model, processor = (kind.from_pretrained(model_folder) for kind in (AutoModel, AutoProcessor))
-    processor.sessions.reverse()
-    with pytest.raises(
-        ValueError, match=r"the processor has the sessions \['bob', 'ann'\], the model \['ann', 'bob'\]"
-    ):
+    change(processor)
+    with pytest.raises(ValueError, match=f"the processor has {message}: take both from one folder"):
         pipeline("neural-encoding", model=model, processor=processor)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_no_trials_give_no_results_and_a_table_is_no_list_of_trials(pipelines, trials, task):
+    assert pipelines[task]([]) == []
+    with pytest.raises(ValueError, match="a trial is a mapping, as a row of a dataset is, not str"):
+        list(pipelines[task](pd.DataFrame(trials)))  # gives the names of its columns
 
 
 def test_an_option_that_does_not_exist_is_refused(pipelines, trials):

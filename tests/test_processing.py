@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoProcessor
 
-from neds_hf.models import NEDSProcessor
+from neds_hf.models import NEDSConfig, NEDSProcessor
 
 NAN = np.nan
 MODALITIES = [
@@ -185,6 +185,20 @@ def test_whole_numbers_of_any_type_are_counts():
         ("z", COUNTS[:1], {"choice": np.array([2])}, r"choice has classes \[2\], but only 2 classes"),
         ("z", COUNTS[:1], {"choice": np.array([-2])}, r"choice has classes \[-2\]"),
         ("z", COUNTS[:1], {"choice": np.array([0.5])}, r"choice has classes \[0.5\]"),
+        (
+            "z",
+            COUNTS[:1],
+            {"choice": ["left"]},
+            "choice is of type <U4, expected class indices, -1 where missing",
+        ),
+        ("z", COUNTS[:1], {"choice": [None]}, "choice is of type object, expected class indices"),
+        (
+            "z",
+            COUNTS[:1],
+            {"wheel": [[1.0, None]]},
+            "wheel is of type object, expected numbers, NaN where missing",
+        ),
+        ("z", [], {}, "there are no trials"),
     ],
 )
 def test_inputs_that_do_not_fit_are_refused(sessions, counts, behaviors, message):
@@ -224,6 +238,13 @@ def test_numbers_of_numpy_and_tensors_can_be_saved(tmp_path):
     processor.save_pretrained(tmp_path)
     saved = NEDSProcessor.from_pretrained(tmp_path)
     assert (saved.num_bins, saved.bin_size_s, saved.mean_counts("z").tolist()) == (3, 0.5, [1.0])
+
+
+def test_a_folder_without_its_file_is_no_processor_that_knows_nothing(tmp_path):
+    NEDSConfig().save_pretrained(tmp_path)
+    for kind in (NEDSProcessor, AutoProcessor):
+        with pytest.raises(OSError, match=f"{tmp_path} has no processor_config.json"):
+            kind.from_pretrained(tmp_path)
 
 
 def test_scales_that_are_not_known_are_not_made_up():

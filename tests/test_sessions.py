@@ -114,11 +114,19 @@ def test_what_is_no_model_is_refused(tmp_path, model_folder):
         load_model(str(tmp_path))
     copy = shutil.copytree(model_folder, tmp_path / "copy")
     config = json.loads((copy / "config.json").read_text())
-    (copy / "config.json").write_text(json.dumps(config | {"session_ids": ["ann", "eve"]}))
-    with pytest.raises(NEDSError, match="its weights or its sessions are not those of its config"):
-        load_model(str(copy))
-    (copy / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 2}))
-    with pytest.raises(NEDSError, match="its weights or its sessions are not those of its config"):
+    for change, message in [
+        ({"session_ids": ["ann", "eve"]}, "the processor has the sessions"),
+        ({"unit_counts": [6, 8]}, r"the processor has the numbers of units \[5, 9\], the model \[6, 8\]"),
+        ({"num_hidden_layers": 2}, "its weights are not those of its config"),
+        ({"hidden_size": 8}, "its weights are not those of its config"),
+    ]:
+        (copy / "config.json").write_text(json.dumps(config | change))
+        with pytest.raises(NEDSError, match=message):
+            load_model(str(copy))
+    (copy / "config.json").write_text(json.dumps(config))
+    # As cloned without LFS.
+    (copy / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(NEDSError, match=f"{copy} is no model folder: .*header"):
         load_model(str(copy))
 
 
@@ -283,6 +291,7 @@ def test_the_plain_trainer_fine_tunes_a_new_animal(dataset, model_folder, tmp_pa
         data_collator=NEDSCollator(processor),
         train_dataset=trials["train"],
         eval_dataset=trials["validation"],
+        processing_class=processor,
     )
     before = trainer.evaluate()["eval_loss"]
     trainer.train()
@@ -290,7 +299,6 @@ def test_the_plain_trainer_fine_tunes_a_new_animal(dataset, model_folder, tmp_pa
     assert np.isfinite(before) and after < before
     assert all("loss" not in entry or np.isfinite(entry["loss"]) for entry in trainer.state.log_history)
     trainer.save_model(str(tmp_path / "saved"))
-    processor.save_pretrained(tmp_path / "saved")
     assert load_model(str(tmp_path / "saved"))[0].config.session_ids == ["ann", "bob", "cat"]
 
 

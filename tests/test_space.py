@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from datasets import load_dataset
 from hub.processes import python
@@ -27,9 +28,10 @@ import app  # noqa: E402
 import gradio as gr  # noqa: E402
 from gradio_client import Client, handle_file  # noqa: E402
 from gradio_client.exceptions import AppError  # noqa: E402
-from trials import Chosen, open_session, sessions_of, view  # noqa: E402
+from trials import Chosen, changed_folders, open_session, sessions_of, view  # noqa: E402
 
 from neds_hf.errors import NEDSError  # noqa: E402
+from neds_hf.models import NEDSModel  # noqa: E402
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
@@ -54,6 +56,20 @@ def lines(axes):
 
 def test_sessions_are_those_that_model_and_dataset_share(chosen):
     assert sessions_of(chosen) == ["ann", "bob"]
+
+
+def test_a_folder_that_has_changed_is_opened_anew(chosen, tmp_path):
+    folder = shutil.copytree(chosen.model, tmp_path / "model")
+
+    def choice():
+        again = Chosen(str(folder), chosen.dataset, None, changed_folders(str(folder), chosen.dataset))
+        return view(again, "ann", 0, "decoding")[3].axes[0].patches[0].get_width()
+
+    before = choice()
+    model = NEDSModel.from_pretrained(folder)
+    model.behavior_readout["choice"].bias.data += torch.tensor([5.0, -5.0])
+    model.save_pretrained(folder)
+    assert before < 0.99 < choice()
 
 
 @pytest.mark.parametrize("row", [0, 3])
@@ -153,7 +169,7 @@ def test_spikes_alone_are_decoded_but_not_encoded(chosen, tmp_path):
 )
 def test_a_wrong_name_is_an_error_of_the_page(chosen, change, message):
     with pytest.raises(gr.Error) as error:
-        app.choose(*chosen._replace(**change), "decoding")
+        app.choose(*chosen._replace(**change)[:3], "decoding")
     assert message in error.value.message
 
 

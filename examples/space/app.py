@@ -9,7 +9,7 @@ from collections.abc import Callable
 from functools import wraps
 
 import gradio as gr
-from trials import Chosen, open_session, sessions_of, view
+from trials import Chosen, changed_folders, open_session, sessions_of, view
 
 from neds_hf.errors import NEDSError
 
@@ -33,7 +33,8 @@ def on_page(function: Callable) -> Callable:
 @on_page
 def choose(model: str, dataset: str, upload: str | None, task: str) -> tuple:
     """The first trial of what was named or uploaded."""
-    chosen = Chosen(model.strip(), dataset.strip(), upload)
+    model, dataset = model.strip(), dataset.strip()
+    chosen = Chosen(model, dataset, upload, changed_folders(model, dataset))
     sessions = sessions_of(chosen)
     return chosen, gr.Dropdown(sessions, value=sessions[0]), *choose_session(chosen, sessions[0], task)
 

@@ -1,5 +1,6 @@
 """Trials of a dataset or of an uploaded file, and one of them as a model predicts it."""
 
+import os
 from argparse import Namespace
 from functools import lru_cache
 from pathlib import Path
@@ -17,19 +18,24 @@ from neds_hf.analysis.figures import PALETTE, STYLE, behavior_traces, raster_wit
 from neds_hf.cli.predict import from_arrays
 from neds_hf.data.arrays import array_names
 from neds_hf.errors import NEDSError
+from neds_hf.models import NEDSModel, NEDSProcessor
 from neds_hf.training.fit import split_loader
 from neds_hf.training.inference import predict
-from neds_hf.training.sessions import check_fits, open_recordings
+from neds_hf.training.sessions import Recordings, check_fits, open_recordings
 
 ON_SCREEN = {"figure.dpi": 200}  # sharp where a page enlarges them
 
 
 class Chosen(NamedTuple):
-    """A model, and a dataset or, where there is one, an uploaded file of trial arrays."""
+    """A model, and a dataset or, where there is one, an uploaded file of trial arrays.
+
+    `changed` is what tells folders from the same ones before (`changed_folders`), which are opened anew.
+    """
 
     model: str
     dataset: str
     upload: str | None
+    changed: tuple = ()
 
 
 class Session(NamedTuple):
@@ -41,8 +47,23 @@ class Session(NamedTuple):
     loader: DataLoader
 
 
-open_model = lru_cache(maxsize=2)(neds_hf.load)
-open_dataset = lru_cache(maxsize=2)(open_recordings)
+def changed_folders(*folders: str) -> tuple:
+    """The files of folders and when they were written; of what is on the Hub, nothing."""
+    return tuple(
+        (str(file), file.lstat().st_mtime_ns)
+        for folder in filter(os.path.isdir, folders)
+        for file in sorted(Path(folder).glob("*"))
+    )
+
+
+@lru_cache(maxsize=2)
+def open_model(name: str, changed: tuple = ()) -> tuple[NEDSModel, NEDSProcessor]:
+    return neds_hf.load(name)
+
+
+@lru_cache(maxsize=2)
+def open_dataset(name: str, changed: tuple = ()) -> Recordings:
+    return open_recordings(name)
 
 
 def sessions_of(chosen: Chosen) -> list[str]:
@@ -55,8 +76,12 @@ def sessions_of(chosen: Chosen) -> list[str]:
         raise NEDSError("name a model, and a dataset or a file of trial arrays")
     if chosen.upload:
         return [_open_upload(chosen).session]
-    _, processor = open_model(chosen.model)
-    known = [name for name in open_dataset(chosen.dataset).session_ids if name in processor.session_ids]
+    _, processor = open_model(chosen.model, chosen.changed)
+    known = [
+        name
+        for name in open_dataset(chosen.dataset, chosen.changed).session_ids
+        if name in processor.session_ids
+    ]
     if not known:
         raise NEDSError(f"the model {chosen.model} knows no session of the dataset {chosen.dataset}")
     return known
@@ -73,8 +98,8 @@ def open_session(chosen: Chosen, session: str) -> Session:
 
 @lru_cache(maxsize=4)
 def _open_test_trials(chosen: Chosen, session: str) -> Session:
-    _, processor = open_model(chosen.model)
-    recordings = open_dataset(chosen.dataset).only([session])
+    _, processor = open_model(chosen.model, chosen.changed)
+    recordings = open_dataset(chosen.dataset, chosen.changed).only([session])
     check_fits(processor, recordings)
     regions = recordings.units.sort_values("unit_index")["beryl"].fillna("unknown").to_numpy()
     trial_index = recordings.trials(session, "test").trial_index
@@ -83,7 +108,7 @@ def _open_test_trials(chosen: Chosen, session: str) -> Session:
 
 @lru_cache(maxsize=4)
 def _open_upload(chosen: Chosen) -> Session:
-    _, processor = open_model(chosen.model)
+    _, processor = open_model(chosen.model, chosen.changed)
     path = Path(chosen.upload)
     try:
         there = array_names(path)
@@ -117,7 +142,7 @@ def view(
     Raises:
         NEDSError: Its behaviours were to encode from, but it has none.
     """
-    model, processor = open_model(chosen.model)
+    model, processor = open_model(chosen.model, chosen.changed)
     trials = open_session(chosen, session)
     number, times_s = int(trials.trial_index[row]), processor.times_s
     loader = DataLoader(Subset(trials.loader.dataset, [row]), collate_fn=trials.loader.collate_fn)

@@ -1,5 +1,7 @@
 """From rows of a `trials` table to a batch."""
 
+from collections.abc import Mapping
+
 import numpy as np
 import pyarrow as pa
 import torch
@@ -40,8 +42,8 @@ class NEDSCollator:
         processor: Knows the sessions and scales the behaviours.
 
     Raises:
-        NEDSError: On a batch that does not fit the processor: session, number of units, bins, or a class that does
-            not exist.
+        NEDSError: On what are no rows of a `trials` table, and on a batch that does not fit the processor:
+            session, number of units, bins, or a class that does not exist.
     """
 
     def __init__(self, processor: NEDSProcessor):
@@ -49,8 +51,18 @@ class NEDSCollator:
 
     def __call__(self, rows: pa.Table | list[dict]) -> dict:
         if not isinstance(rows, pa.Table):
+            if not len(rows) or not all(isinstance(row, Mapping) for row in rows):
+                raise NEDSError(
+                    f"expected a list of one or more rows, found a {type(rows).__name__} of {len(rows)}"
+                )
             names = dict.fromkeys(name for row in rows for name in row)  # not all rows have the same
             rows = pa.Table.from_pylist([{name: _plain(row.get(name)) for name in names} for row in rows])
+        missing = {"session", "num_units", "spike_counts"}.difference(rows.column_names)
+        if missing:
+            raise NEDSError(
+                f"{len(rows)} rows without {', '.join(sorted(missing))}; a Trainer leaves them with "
+                "remove_unused_columns=False"
+            )
         counts = flat_values(one_array(rows["spike_counts"]))
         num_units = rows["num_units"].to_numpy()
         num_bins = self.processor.num_bins

@@ -10,6 +10,7 @@ import pickle
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from math import isfinite
 from pathlib import Path
 
 import torch
@@ -77,7 +78,9 @@ def _session(path: Path, session: str, value: object) -> OriginalSession:
             "null for a session that is not in the checkpoint"
         )
     for name, bounds in ranges.items():
-        numbers = isinstance(bounds, list) and all(type(bound) in (int, float) for bound in bounds)
+        numbers = isinstance(bounds, list) and all(
+            type(bound) in (int, float) and isfinite(bound) for bound in bounds
+        )
         if not numbers or len(bounds) != 2 or not bounds[0] < bounds[1]:
             raise NEDSError(f"{path}: session {session} has {name} {bounds!r}, expected [smallest, largest]")
     return OriginalSession(list(map(str, units)), {name: list(map(float, r)) for name, r in ranges.items()})
@@ -409,7 +412,7 @@ def write_converted(
     """Write a complete model folder: weights, configuration, processor, code, card, `conversion.json`.
 
     Raises:
-        NEDSError: The folder exists.
+        NEDSError: The folder exists, or cannot be written.
     """
     if out.exists():
         raise NEDSError(f"{out} exists; choose another folder")
@@ -422,6 +425,10 @@ def write_converted(
     }
     unfinished = out.with_name(out.name + ".unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
+    try:
+        unfinished.mkdir(parents=True)
+    except OSError as error:
+        raise NEDSError(f"{out} cannot be written: {error}") from error
     model.save_pretrained(unfinished)
     processor.save_pretrained(unfinished)
     write_json(unfinished / "conversion.json", conversion)

@@ -1,5 +1,6 @@
 """A model folder or a dataset folder to the Hub, in one commit."""
 
+import json
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
@@ -7,6 +8,7 @@ from typing import TYPE_CHECKING
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import HTTPError
 from huggingface_hub.utils import logging
+from safetensors import SafetensorError, safe_open
 
 from neds_hf.cards.model import write_model_card
 from neds_hf.errors import NEDSError
@@ -110,7 +112,7 @@ def kind_of(folder: Path) -> str:
     """Of `FILES`, told by what the folder holds; a model's card is written where it is missing.
 
     Raises:
-        NEDSError: The folder is neither, or not whole.
+        NEDSError: The folder is neither, or not whole, or an adapter of a model that is not on the Hub.
     """
     if (folder / "trials").is_dir() and (folder / "sessions").is_dir():
         if not (folder / "README.md").exists():
@@ -122,8 +124,20 @@ def kind_of(folder: Path) -> str:
             f"{folder} is neither a model folder (config.json and *.safetensors) nor a dataset folder "
             "(README.md, trials/ and sessions/)"
         )
-    if not (folder / "README.md").exists():
-        write_model_card(folder)
+    try:
+        for file in folder.glob("*.safetensors"):
+            safe_open(file, "np")  # reads what is in it
+        if not (folder / "README.md").exists():
+            write_model_card(folder)
+    except (json.JSONDecodeError, SafetensorError) as error:
+        raise NEDSError(f"{folder} is no whole model folder: {error}") from error
+    if configs[1].exists():
+        base = json.loads(configs[1].read_text()).get("base_model_name_or_path")
+        if Path(str(base)).is_absolute() or str(base).count("/") != 1:
+            raise NEDSError(
+                f"{folder} is an adapter of {base}, which only this machine has: push that first, and write its "
+                f"USER/NAME as base_model_name_or_path into {configs[1]}"
+            )
     return "model"
 
 

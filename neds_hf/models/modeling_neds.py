@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
-from transformers.utils import ModelOutput
+from transformers.utils import ModelOutput, can_return_tuple
 
 from .configuration_neds import Checkpoint, NEDSConfig
 from .masking_neds import count_targets, num_uniform, sample_masks
@@ -268,6 +268,7 @@ class NEDSModel(Checkpoint, PreTrainedModel):
 
     def __init__(self, config: NEDSConfig):
         config = copy.deepcopy(config)  # add_sessions changes it, and only this model has the rows
+        config.validate()  # `from_pretrained` sets what it is given without looking
         super().__init__(config)
         hidden_size, patch = config.hidden_size, config.bins_per_token
         num_modalities, num_units = len(config.modalities), sum(config.unit_counts)
@@ -441,6 +442,7 @@ class NEDSModel(Checkpoint, PreTrainedModel):
 
     # --- the model ---
 
+    @can_return_tuple
     def forward(
         self,
         session_index: torch.Tensor,
@@ -516,7 +518,9 @@ class NEDSModel(Checkpoint, PreTrainedModel):
         losses = None
         if two_passes:
             passes = [
-                self(session_index, spike_counts, unit_mask, behaviors, available, scheme=one)
+                self(
+                    session_index, spike_counts, unit_mask, behaviors, available, scheme=one, return_dict=True
+                )
                 for one in ("encoding", "decoding")
             ]
             losses = {name: sum(one.losses[name] for one in passes) for name in passes[0].losses}
@@ -537,6 +541,11 @@ class NEDSModel(Checkpoint, PreTrainedModel):
         )
 
     def _checked_unit_mask(self, session_index, spike_counts, unit_mask):
+        if spike_counts.dim() != 3 or session_index.shape != spike_counts.shape[:1]:
+            raise ValueError(
+                f"spike_counts is {tuple(spike_counts.shape)}, session_index {tuple(session_index.shape)}; "
+                "expected (trials, bins, units) and (trials,)"
+            )
         batch_size, num_bins, num_units = spike_counts.shape
         if num_bins != self.config.num_bins:
             raise ValueError(f"spike_counts has {num_bins} bins, the model {self.config.num_bins}")

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 import numpy as np
 from transformers import Pipeline
 
+from .processing_neds import check_processor
+
 
 class NEDSPipeline(Pipeline):
     """What both directions share.
@@ -23,15 +25,14 @@ class NEDSPipeline(Pipeline):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        ours, theirs = self.processor.session_ids, self.model.config.session_ids
-        if ours != theirs:
-            raise ValueError(
-                f"the processor has the sessions {ours}, the model {theirs}: load both from one folder"
-            )
+        check_processor(self.processor, self.model.config)
         self.model.eval()  # one that was trained just now is not
         self.feature_extractor = self.processor  # transformers makes no batches without one
+        self.tokenizer = None  # there is none, whatever the processor says
 
     def __call__(self, trials, **kwargs):
+        if isinstance(trials, list) and not trials:  # transformers looks at the first
+            return []
         if not isinstance(trials, Mapping | list):
             trials = (trial for trial in trials)  # of iterables, transformers takes generators
         return super().__call__(trials, **kwargs)
@@ -46,6 +47,8 @@ class NEDSPipeline(Pipeline):
 
     def _num_units(self, trial: Mapping) -> int:
         known = self.processor.session_ids
+        if not hasattr(trial, "get"):
+            raise ValueError(f"a trial is a mapping, as a row of a dataset is, not {type(trial).__name__}")
         if trial.get("session") not in known:
             raise ValueError(
                 f"session of a trial is {trial.get('session')!r}, expected one of the model's {len(known)}: "

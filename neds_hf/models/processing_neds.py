@@ -1,13 +1,14 @@
 """From recordings to the model's inputs, and from its outputs to the data's own units."""
 
 from collections.abc import Mapping, Sequence
+from types import SimpleNamespace
 
 import numpy as np
 import torch
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.processing_utils import ProcessorMixin
 
-from .configuration_neds import Checkpoint
+from .configuration_neds import Checkpoint, NEDSConfig
 
 SCALINGS = ("z_score", "minus_one_one", "zero_one")
 
@@ -42,6 +43,8 @@ class NEDSProcessor(Checkpoint, ProcessorMixin):
     """
 
     attributes: Sequence[str] = ()
+    # As its `processing_class` a Trainer saves it with the model, but takes every processor to hold a tokenizer.
+    tokenizer = SimpleNamespace(bos_token_id=None, eos_token_id=None, pad_token_id=None)
 
     def __init__(
         self,
@@ -63,6 +66,16 @@ class NEDSProcessor(Checkpoint, ProcessorMixin):
         self.align_event = align_event
         self.sessions = [dict(session) for session in sessions]
         self.scaling = scaling
+
+    @classmethod
+    def get_processor_dict(cls, pretrained_model_name_or_path, **kwargs):
+        content, kwargs = super().get_processor_dict(pretrained_model_name_or_path, **kwargs)
+        if not content:  # transformers would make one that knows nothing
+            raise OSError(
+                f"{pretrained_model_name_or_path} has no processor_config.json; the processor's save_pretrained "
+                "writes it"
+            )
+        return content, kwargs
 
     @property
     def session_ids(self) -> list[str]:
@@ -194,11 +207,13 @@ class NEDSProcessor(Checkpoint, ProcessorMixin):
             `session_index`, `spike_counts` (uint8, zero where padded), `unit_mask`, `behaviors`, `available`.
 
         Raises:
-            ValueError: An unknown session or behaviour, a shape that does not fit, spike counts that are not whole
-                numbers from 0 to 255, a class that does not exist.
+            ValueError: No trials, an unknown session or behaviour, a shape that does not fit, spike counts that
+                are not whole numbers from 0 to 255, a class that does not exist.
         """
         behaviors = dict(behaviors or {})
         batch_size = len(spike_counts)
+        if batch_size == 0:
+            raise ValueError("there are no trials")
         sessions = [sessions] * batch_size if isinstance(sessions, str) else list(sessions)
         unknown = set(behaviors) - set(self.behaviors)
         if unknown:
@@ -211,7 +226,7 @@ class NEDSProcessor(Checkpoint, ProcessorMixin):
             if session not in places:
                 raise ValueError(f"this processor does not know session {session!r}")
         counts = [len(self.sessions[places[session]]["units"]) for session in sessions]
-        padded = np.zeros((batch_size, self.num_bins, max(counts, default=0)), np.uint8)
+        padded = np.zeros((batch_size, self.num_bins, max(counts)), np.uint8)
         for trial, (session, num_units, spikes) in enumerate(zip(sessions, counts, spike_counts)):
             if np.shape(spikes) != (self.num_bins, num_units):
                 raise ValueError(
@@ -231,6 +246,11 @@ class NEDSProcessor(Checkpoint, ProcessorMixin):
             given = np.asarray(behaviors.get(name, np.full(shape, np.nan if classes is None else -1)))
             if given.shape != shape:
                 raise ValueError(f"{name} is {given.shape}, expected {shape}")
+            if given.dtype.kind not in "biuf":
+                expected = (
+                    "numbers, NaN where missing" if classes is None else "class indices, -1 where missing"
+                )
+                raise ValueError(f"{name} is of type {given.dtype}, expected {expected}")
             if classes is None:
                 constants = {
                     known["session"]: known["scaling"][name]
@@ -261,6 +281,26 @@ class NEDSProcessor(Checkpoint, ProcessorMixin):
                 "available": available,
             }
         )
+
+
+def check_processor(processor: "NEDSProcessor", config: NEDSConfig) -> None:
+    """Make sure that a processor and a model are of the same sessions, units, behaviours and bins.
+
+    Raises:
+        ValueError: They are not.
+    """
+    classes = {modality["name"]: list(modality.get("classes", ())) for modality in config.modalities[1:]}
+    for what, ours, theirs in (
+        ("sessions", processor.session_ids, config.session_ids),
+        ("numbers of units", [len(session["units"]) for session in processor.sessions], config.unit_counts),
+        ("behaviours", {name: list(given or ()) for name, given in processor.behaviors.items()}, classes),
+        ("number of bins", processor.num_bins, config.num_bins),
+    ):
+        if ours != theirs:
+            raise ValueError(
+                f"the processor has the {what} {ours}, the model {theirs}: take both from one folder, as they "
+                "were saved"
+            )
 
 
 __all__ = ["NEDSProcessor"]

@@ -13,6 +13,7 @@ import pandas as pd
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HTTPError, StrictDataclassError
+from safetensors import SafetensorError
 from transformers.utils import find_adapter_config_file
 
 from neds_hf.data.schema import SPLITS, behaviors_of
@@ -20,7 +21,7 @@ from neds_hf.data.trials import SessionTrials, session_trials
 from neds_hf.errors import NEDSError
 from neds_hf.models.configuration_neds import CHECKPOINTS, IBL_MODALITIES, NEDSConfig
 from neds_hf.models.modeling_neds import NEDSModel
-from neds_hf.models.processing_neds import NEDSProcessor
+from neds_hf.models.processing_neds import NEDSProcessor, check_processor
 from neds_hf.training.inference import Ensemble
 from neds_hf.training.runs import RUN_FILE, fingerprint_of
 
@@ -183,18 +184,19 @@ def load_model(source: str, settings: dict | None = None) -> tuple[NEDSModel, NE
         config = NEDSConfig.from_pretrained(folder)
         if settings:
             config = NEDSConfig.from_dict(config.to_dict() | settings)
-        model, loading = NEDSModel.from_pretrained(folder, config=config, output_loading_info=True)
+        model, loading = NEDSModel.from_pretrained(
+            folder, config=config, output_loading_info=True, ignore_mismatched_sizes=True
+        )
         processor = NEDSProcessor.from_pretrained(folder)
-    except (OSError, ValueError) as error:
+        check_processor(processor, config)
+    except (OSError, ValueError, SafetensorError) as error:
         reason = " ".join(str(error).split())
         raise NEDSError(f"{source} is no model folder: {reason}") from error
     except StrictDataclassError as error:
         reason = " ".join(str(error).split())
         raise NEDSError(f"the model {source} cannot be configured so: {reason}") from error
-    if loading["missing_keys"] or processor.session_ids != model.config.session_ids:
-        raise NEDSError(
-            f"{source} is no NEDS model: its weights or its sessions are not those of its config.json"
-        )
+    if loading["missing_keys"] or loading["mismatched_keys"]:
+        raise NEDSError(f"{source} is no NEDS model: its weights are not those of its config.json")
     # What an adapter of it says that it was made from.
     model.name_or_path = str(Path(source).absolute()) if Path(source).exists() else source
     return model.to("cuda" if torch.cuda.is_available() else "cpu"), processor
