@@ -268,6 +268,7 @@ def test_another_run_in_the_folder_is_refused(arguments, error_of):
         (["--dataset_config", "none"], "no dataset with a configuration 'none'"),
         (["--set", "mask_ratio=2", "--methods", "neds_encoding"], "the model cannot be configured so"),
         (["--set", "scheme_weights={}"], "scheme_weights"),
+        (["--output", str(EXAMPLE)], "baselines.py is no folder"),
         (
             ["--split", "validation", "--train_splits", "train", "validation"],
             "--train_splits has the validation trials, which are to be predicted",
