@@ -73,9 +73,7 @@ def decode_continuous(train: SessionTrials, test: SessionTrials, seed: int) -> d
         # Noise of single bins cannot be predicted, and hides how much penalty each bin needs.
         smooth = gaussian_filter1d(values, 1, axis=1)
         folds = list(KFold(FOLDS, shuffle=True, random_state=seed).split(values))
-        candidates = [
-            _from_all_bins(*_centered(x[present], test_x), smooth, folds) for x, test_x in all_bins
-        ]
+        candidates = [_from_all_bins(*_centered(x[present], test_x), smooth, folds) for x, test_x in all_bins]
         left_out, predicted = min(candidates, key=lambda both: _error(both[0], smooth))
         left_out_lagged, predicted_lagged = _from_bins_around(
             *_centered(lagged[0][present], lagged[1]), values, folds
