@@ -5,9 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.ndimage import gaussian_filter1d
 from small_grids import use_small_grids
 
 from neds_hf.analysis.baselines import METHODS, MULTI_SESSION, linear_baseline, predict_tests
+from neds_hf.analysis.decoding import decode_continuous
 from neds_hf.data.trials import SessionTrials
 from neds_hf.errors import NEDSError
 from neds_hf.metrics import functional
@@ -87,6 +89,17 @@ def test_missing_behavior_is_left_out_and_costs_only_what_it_would_have_told(ses
     assert functional.bits_per_spike(known["log_rates"], test.spike_counts)[:8].min() > 0.03
     # nothing known of any trial: all are predicted to be the average trial
     np.testing.assert_allclose(unknown["log_rates"], np.broadcast_to(unknown["log_rates"][:1], (60, 30, 12)))
+
+
+def test_where_trials_lack_a_behavior_its_average_is_still_that_of_those_that_have_it(session):
+    """Units fire otherwise in the trials without wheel, as they do when the animal is tired."""
+    train, _, _ = session
+    wheel, counts = train.continuous["wheel"].copy(), train.spike_counts.copy()
+    wheel[:60], counts[:60] = np.nan, 3 * counts[:60]
+    train = replace(train, spike_counts=counts, continuous={"wheel": wheel}, categorical={}, classes={})
+    having = replace(train, spike_counts=counts[60:], continuous={"wheel": wheel[60:]})
+    predicted = decode_continuous(train, having, 0)["wheel"].mean(0)
+    np.testing.assert_allclose(predicted, gaussian_filter1d(wheel[60:].mean(0), 1), atol=1e-5)
 
 
 def test_behavior_that_never_occurs_in_training_is_nan_and_a_single_class_is_certain(session):

@@ -184,6 +184,15 @@ def test_neds_also_trains_on_validation_trials_where_asked(arguments, tmp_path):
     assert configuration["train_splits"] == ["train", "validation"]
 
 
+def test_validation_trials_that_are_scored_choose_no_checkpoint(arguments, tmp_path):
+    more = ["--session", "cat", "--methods", "neds_encoding", "--split", "validation"]
+    more += [*TRAINING, "--num_train_epochs", "2", "--preset", "tiny"]
+    assert main(["baselines", *arguments(*more)]) == 0
+    model = tmp_path / "out" / "neds_encoding" / "models" / "cat"
+    state = json.loads((model / "trainer_state.json").read_text())
+    assert state["best_metric"] is None and not any("eval_loss" in entry for entry in state["log_history"])
+
+
 @pytest.mark.parametrize("splits", [["train"], ["train", "validation"]])
 def test_the_null_of_every_method_is_the_mean_of_the_trials_that_neds_trains_on(
     arguments, tmp_path, dataset, splits
@@ -268,6 +277,7 @@ def test_another_run_in_the_folder_is_refused(arguments, error_of):
         (["--dataset_config", "none"], "no dataset with a configuration 'none'"),
         (["--set", "mask_ratio=2", "--methods", "neds_encoding"], "the model cannot be configured so"),
         (["--set", "scheme_weights={}"], "scheme_weights"),
+        (["--output", str(EXAMPLE)], "baselines.py is no folder"),
         (
             ["--split", "validation", "--train_splits", "train", "validation"],
             "--train_splits has the validation trials, which are to be predicted",

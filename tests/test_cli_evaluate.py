@@ -213,7 +213,7 @@ def test_true_rates_of_other_recordings_are_refused(simulated, dataset, model_fo
     "change, message",
     [
         (["--session", "cat"], "does not know session cat of"),
-        (["--session", "eve"], "does not know session eve of"),
+        (["--session", "eve", "cat"], "does not have session eve"),
         (["--model", "nowhere"], "no model folder nowhere"),
         (["--dataset", "nowhere"], "no dataset folder nowhere"),
         (["--batch-size", "0"], "--batch-size must be at least 1, not 0"),

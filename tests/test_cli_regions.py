@@ -144,6 +144,7 @@ def test_the_seed_shuffles_and_repeats(regions):
     ("change", "message"),
     [
         (["--session", "cat"], "does not know session cat of"),
+        (["--session", "eve"], "does not have session eve"),
         (["--model", "nowhere"], "no model folder nowhere"),
         (["--dataset", "nowhere"], "no dataset folder nowhere"),
         (["--min-units", "4"], "--min-units must be at least 5, one a fold, not 4"),

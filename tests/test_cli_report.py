@@ -250,6 +250,20 @@ def test_other_data_and_another_split_are_said(tmp_path):
     ]
 
 
+def test_other_nulls_and_what_evaluation_warned_of_are_said(tmp_path):
+    linear = write_run(tmp_path / "linear", LINEAR, data_fingerprint="x", train_null=["train"])
+    neds = write_run(tmp_path / "neds", LINEAR, data_fingerprint="x", train_splits=["train", "validation"])
+    scored = tmp_path / "scored.json"
+    known = {"data_fingerprint": "x"}
+    scored.write_text(json.dumps({"sessions": LINEAR, "configuration": known, "warnings": ["known trials"]}))
+    assert cautions(runs_of(linear, neds, scored)) == [
+        "Bits/spike train null are not of the same null, the mean of some trials (linear train, neds train and "
+        "validation).",
+        "scored: known trials.",
+    ]
+    assert cautions(runs_of(linear)) == []
+
+
 # --- errors and flags ---
 
 

@@ -212,6 +212,18 @@ def test_training_curves_show_the_mean_metrics_of_every_run(tmp_path):
     assert saved(figure, tmp_path)
 
 
+def test_every_one_of_many_runs_has_a_colour_of_its_own_and_its_name_in_the_figure():
+    names = [f"trial {number}, of a search with a long name" for number in range(12)]
+    figure = figures.training_curves(
+        {name: [{"loss": 1.0, "eval_mean": 0.1, "epoch": 1.0}] for name in names}
+    )
+    assert legend(figure)[:12] == names
+    figure.canvas.draw()
+    assert figure.legends[0].get_window_extent().width < figure.bbox.width
+    assert len({line.get_color() for line in figure.axes[1].lines}) == 12
+    assert figure.axes[0].get_window_extent().height > figure.dpi  # an inch, as with a legend of one line
+
+
 def test_training_curves_of_a_run_without_validation_show_its_loss_alone():
     figure = figures.training_curves({"run": [{"loss": 1.0, "epoch": 1.0}]})
     assert titles(figure) == ["loss"]

@@ -73,15 +73,23 @@ def decode_continuous(train: SessionTrials, test: SessionTrials, seed: int) -> d
         # Noise of single bins cannot be predicted, and hides how much penalty each bin needs.
         smooth = gaussian_filter1d(values, 1, axis=1)
         folds = list(KFold(FOLDS, shuffle=True, random_state=seed).split(values))
-        candidates = [_from_all_bins(x[present], test_x, smooth, folds) for x, test_x in all_bins]
+        candidates = [_from_all_bins(*_centered(x[present], test_x), smooth, folds) for x, test_x in all_bins]
         left_out, predicted = min(candidates, key=lambda both: _error(both[0], smooth))
-        left_out_lagged, predicted_lagged = _from_bins_around(lagged[0][present], lagged[1], values, folds)
+        left_out_lagged, predicted_lagged = _from_bins_around(
+            *_centered(lagged[0][present], lagged[1]), values, folds
+        )
         errors = {
             share: _error(share * left_out + (1 - share) * left_out_lagged, smooth) for share in (1, 0.5, 0)
         }
         share = min(errors, key=errors.get)
         predictions[name] = share * predicted + (1 - share) * predicted_lagged
     return predictions
+
+
+def _centered(features: np.ndarray, test_features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Both less the mean of the training trials that have the behaviour."""
+    center = features.mean(0)
+    return features - center, test_features - center
 
 
 def _error(predicted: np.ndarray, real: np.ndarray) -> float:

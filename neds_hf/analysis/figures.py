@@ -4,9 +4,9 @@ from textwrap import fill
 
 import numpy as np
 import pandas as pd
-from matplotlib import rc_context
+from matplotlib import colormaps, rc_context
 from matplotlib.axes import Axes
-from matplotlib.colors import PowerNorm
+from matplotlib.colors import PowerNorm, to_hex
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
@@ -15,6 +15,7 @@ from neds_hf.analysis.summary import Estimate, is_headline, metric_label
 # Okabe & Ito's colours, told apart also by colour-blind readers.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 STYLE = {"font.size": 9, "axes.titlesize": 9, "axes.spines.top": False, "axes.spines.right": False}
+LEGEND_LINE = 0.3  # inches, which every figure has room for
 SMALLEST_REGION = 0.04  # of the units; smaller regions are drawn together, for their names to be legible
 
 
@@ -234,14 +235,23 @@ def _grid(num_panels: int, num_columns: int, panel_size: tuple[float, float]) ->
 
 
 def _colors(number: int) -> list[str]:
-    return [PALETTE[index % len(PALETTE)] for index in range(number)]
+    """Each another one."""
+    if number <= len(PALETTE):
+        return list(PALETTE[:number])
+    return [to_hex(color) for color in colormaps["turbo"](np.linspace(0.05, 0.95, number))]
 
 
 def _legend(figure: Figure, handles: list[Line2D], labels: list[str]) -> None:
-    """Above the panels, where it covers nothing."""
-    figure.legend(
-        handles, labels, loc="outside upper left", ncols=min(len(labels), 5), frameon=False, handlelength=1.5
-    )
+    """Above the panels, where it covers nothing, in as many columns as there is room for; its lines add height."""
+    for num_columns in range(min(len(labels), 5), 0, -1):
+        legend = figure.legend(
+            handles, labels, loc="outside upper left", ncols=num_columns, frameon=False, handlelength=1.5
+        )
+        if num_columns == 1 or legend.get_window_extent().width < figure.bbox.width:
+            break
+        legend.remove()
+    height = legend.get_window_extent().height / figure.dpi
+    figure.set_figheight(figure.get_figheight() + max(height - LEGEND_LINE, 0))
 
 
 def _curve(history: list[dict], key: str) -> tuple[list[float], list[float]]:

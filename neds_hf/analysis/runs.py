@@ -38,6 +38,7 @@ class Run:
         history: Log of the training (`log_history` of `trainer_state.json`); empty where there is none.
         seconds: From start to finish, interruptions included; NaN where not known.
         hardware: In words; empty where not known.
+        warnings: What `neds evaluate` warned of.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Run:
     history: list[dict] = field(default_factory=list)
     seconds: float = math.nan
     hardware: str = ""
+    warnings: list[str] = field(default_factory=list)
 
 
 def read_runs(path: Path, name: str | None = None) -> list[Run]:
@@ -146,6 +148,11 @@ def cautions(runs: list[Run]) -> list[str]:
     if len({run.split for run in runs}) > 1:
         splits = ", ".join(f"{run.name} {run.split}" for run in runs)
         said.append(f"The runs are not of the same split of the trials ({splits}).")
+    nulls = {run.name: run.settings.get("train_null", run.settings.get("train_splits")) for run in runs}
+    nulls = {name: " and ".join(null) for name, null in nulls.items() if isinstance(null, list)}
+    if len(set(nulls.values())) > 1:
+        means = ", ".join(f"{name} {null}" for name, null in nulls.items())
+        said.append(f"Bits/spike train null are not of the same null, the mean of some trials ({means}).")
     different, unknown = [], []
     for one, other in combinations(runs, 2):
         both = set(one.fingerprints) & set(other.fingerprints)
@@ -163,7 +170,7 @@ def cautions(runs: list[Run]) -> list[str]:
             f"Whether these are all of the same data cannot be told: {', '.join(dict.fromkeys(unknown))}. A "
             "fingerprint is of all sessions of a model together, and these had not the same ones, or have none."
         )
-    return said
+    return said + [f"{run.name}: {warning}." for run in runs for warning in run.warnings]
 
 
 def _read_run(path: Path, name: str) -> Run:
@@ -201,6 +208,7 @@ def _read_run(path: Path, name: str) -> Run:
         history,
         about.get("finished", math.nan) - about.get("started", math.nan),
         _hardware(about["hardware"]) if "hardware" in about else "",
+        metrics.get("warnings", []),
     )
 
 

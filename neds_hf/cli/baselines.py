@@ -53,7 +53,8 @@ class BaselinesArguments:
     split: str = field(
         default="test",
         metadata={
-            "help": "Trials to predict. Validation trials are trained on where they are not to be predicted.",
+            "help": "Trials to predict. Validation trials are trained on where they are not to be predicted; of "
+            "neds_encoding and neds_decoding they choose the checkpoint, or the last one is kept.",
             "choices": ["test", "validation"],
         },
     )
@@ -219,6 +220,8 @@ def unimodal(
     args = copy.copy(args)
     args.output_dir = str(folder)
     args.metric_for_best_model, args.greater_is_better = BEST[task], True
+    if split == "validation":  # what is scored chooses no checkpoint
+        args.eval_strategy, args.load_best_model_at_end = "no", False
     trained = recordings.trained_on(args.train_splits)
     model, processor, configuration = prepare(
         trained, args, preset, {**settings, "scheme_weights": {task: 1.0}}

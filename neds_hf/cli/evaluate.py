@@ -47,6 +47,8 @@ def main(argv: list[str] | None = None) -> None:
 
     model, processor = load_models(arguments.model)
     recordings = open_recordings(arguments.dataset)
+    if arguments.session:
+        recordings = recordings.only(arguments.session)
     known = [session for session in recordings.session_ids if session in processor.session_ids]
     sessions = arguments.session or known
     unknown = sorted(set(sessions) - set(processor.session_ids))

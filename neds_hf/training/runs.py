@@ -96,9 +96,11 @@ def start_run(folder: Path, configuration: dict) -> bool:
     A training that failed before its first checkpoint is forgotten.
 
     Raises:
-        NEDSError: The folder holds a run of another configuration, or checkpoints of something else.
+        NEDSError: The folder holds a run of another configuration, or checkpoints of something else, or cannot be
+            made.
     """
     path = folder / RUN_FILE
+    check_output(path)
     configuration = json.loads(json.dumps(configuration, default=str))
     if path.exists():
         previous = json.loads(path.read_text())
