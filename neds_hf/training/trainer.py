@@ -108,7 +108,6 @@ class NEDSTrainer(Trainer):
             ) from error
 
     def _save(self, output_dir=None, state_dict=None) -> None:
-        # Not as processing_class: the Trainer takes every processor to hold a tokenizer.
         kind = type(self.model)
         if isinstance(self.model, FSDPModule):  # a class of its own, whose code would be saved
             self.model.__class__ = kind.__bases__[1]
