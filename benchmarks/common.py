@@ -53,6 +53,11 @@ def scores_of_baseline(
     return json.loads(metrics.read_text())["sessions"]
 
 
+def estimate(values: pd.Series) -> str:
+    """Mean ± standard error."""
+    return "" if values.isna().all() else f"{values.mean():.3f} ± {values.sem():.3f}"
+
+
 def markdown(table: pd.DataFrame) -> str:
     """The table of texts, with its index as first column."""
     lines = ["| | " + " | ".join(table.columns) + " |", "| --- |" + " --- |" * len(table.columns)]

@@ -2,8 +2,9 @@
 
     python benchmarks/folds.py --recording dy016.npz --output fold_runs
 
-All learn from the training and validation trials of a fold; one NEDS is pretrained on simulated mice. Writes
-`folds.csv` beside this file and its table into RESULTS.md. What is finished is not repeated.
+All learn from the training and validation trials of a fold; one NEDS is pretrained on simulated mice, with
+the seed of its fine-tuning. Writes `folds.csv` beside this file and its table into RESULTS.md. What is finished
+is not repeated.
 """
 
 import argparse
@@ -17,6 +18,7 @@ from common import (
     METRICS,
     RESULTS,
     TRAINED_ON,
+    estimate,
     markdown,
     neds,
     scores_of_baseline,
@@ -25,9 +27,9 @@ from common import (
     write_table,
 )
 
+from neds_hf.data.schema import NUM_FOLDS
 from neds_hf.training.sessions import open_recordings
 
-NUM_FOLDS = 5
 CSV = HERE / "folds.csv"
 BASELINES = ("linear", "reduced_rank", "poisson_glm")
 ONE_TASK = ("neds_encoding", "neds_decoding")  # the paper's ablation
@@ -63,7 +65,6 @@ def measure(recording: Path, output: Path, seeds: list[int]) -> pd.DataFrame:
         recordings = open_recordings(dataset)
         (session,) = recordings.session_ids
         window = recordings.sessions[["window_start_s", "window_end_s"]].iloc[0]
-        pretrained = model_of_mice(output / "mice", window)
         for method in (*BASELINES, *ONE_TASK):
             training = (*TRAINED_ON, *ALONE) if method in ONE_TASK else ()
             scores = scores_of_baseline(method, dataset, output / f"fold-{fold}" / "baselines", *training)
@@ -74,7 +75,8 @@ def measure(recording: Path, output: Path, seeds: list[int]) -> pd.DataFrame:
                 metrics = scores_of_training(dataset, run, seed, *more)
                 rows.append({"method": method, "fold": fold, "seed": seed, **metrics})
         for seed in seeds:
-            what = ("--model", pretrained, "--dataset", dataset, "--session", session, "--seed", seed)
+            mice = model_of_mice(output / "mice", window, seed)
+            what = ("--model", mice, "--dataset", dataset, "--session", session, "--seed", seed)
             run = output / f"fold-{fold}" / f"{SEVERAL[FROM_MICE]}-{seed}"
             metrics = scores_of_run(run, "finetune", *what, *TRAINED_ON, *FINE_TUNING)
             rows.append({"method": FROM_MICE, "fold": fold, "seed": seed, **metrics})
@@ -88,14 +90,14 @@ def measure(recording: Path, output: Path, seeds: list[int]) -> pd.DataFrame:
     return pd.DataFrame(rows)[["method", "fold", "seed", *METRICS]]
 
 
-def model_of_mice(output: Path, window: list[float]) -> Path:
+def model_of_mice(output: Path, window: list[float], seed: int) -> Path:
     """A model of simulated mice whose trials are cut as the recording's."""
     if not (output / "dataset" / "README.md").exists():
         neds("simulate", output / "alf", *MICE)
         neds("build", output / "dataset", "--alf", output / "alf", "--window", *window)
-    what = ("--dataset", output / "dataset", "--seed", 0)
-    scores_of_run(output / "model", "pretrain", *what, *TRAINED_ON, *PRETRAINING)
-    return output / "model"
+    what = ("--dataset", output / "dataset", "--seed", seed)
+    scores_of_run(output / f"model-{seed}", "pretrain", *what, *TRAINED_ON, *PRETRAINING)
+    return output / f"model-{seed}"
 
 
 def table(results: pd.DataFrame) -> str:
@@ -109,10 +111,6 @@ def table(results: pd.DataFrame) -> str:
         shown[f"{method} − best baseline"] = pd.DataFrame(differences)
     texts = {name: [estimate(values[m]) for m in METRICS] for name, values in shown.items()}
     return markdown(pd.DataFrame.from_dict(texts, orient="index", columns=list(METRICS.values())))
-
-
-def estimate(values: pd.Series) -> str:
-    return "" if values.isna().all() else f"{values.mean():.3f} ± {values.sem():.3f}"
 
 
 def main() -> None:

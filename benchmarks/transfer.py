@@ -1,9 +1,10 @@
-"""Pretraining on some animals' sessions and fine-tuning on others, against training on these alone.
+"""Pretraining on some animals' sessions and fine-tuning on others, against training on these alone, five folds.
 
     python benchmarks/transfer.py --recordings steinmetz2019/*.npz --new 3 --output transfer_runs
 
-The last `--new` sessions by name are new; all methods learn from their training and validation trials.
-Writes `transfer.csv` beside this file and its table into RESULTS.md. What is finished is not repeated.
+The last `--new` sessions by name are new, and each fifth of their trials is tested once; all methods learn from
+the training and validation trials of a fold. Writes `transfer.csv` beside this file and its table into
+RESULTS.md. What is finished is not repeated.
 """
 
 import argparse
@@ -11,88 +12,109 @@ import json
 from pathlib import Path
 
 import pandas as pd
-from common import ALONE, HERE, METRICS, RESULTS, TRAINED_ON, markdown, neds, scores_of_baseline, write_table
+from common import (
+    ALONE,
+    HERE,
+    METRICS,
+    RESULTS,
+    TRAINED_ON,
+    estimate,
+    markdown,
+    neds,
+    scores_of_baseline,
+    scores_of_run,
+    write_table,
+)
 
 from neds_hf.analysis.baselines import MULTI_SESSION
+from neds_hf.data.schema import NUM_FOLDS
 from neds_hf.training.sessions import open_recordings
 
 CSV = HERE / "transfer.csv"
 PRETRAINING = ("--learning_rate", "3e-3", "--num_train_epochs", 120)
-FINE_TUNING = ("--learning_rate", "1e-3", "--num_train_epochs", 60)
+FINE_TUNING = ("--learning_rate", "1e-3", "--num_train_epochs", 60, "--unit_weight_decay", 3)
 BASELINES = ("linear", "reduced_rank", "reduced_rank_multi_session", "poisson_glm")
 TRAINED = ("alone", "fine-tuned")
-METHODS = (*BASELINES, *TRAINED, *(f"{method}, seeds averaged" for method in TRAINED))
+AVERAGED = {f"{method}, seeds averaged": method for method in TRAINED}
 
 
 def measure(recordings: list[Path], output: Path, num_new: int, seeds: list[int]) -> pd.DataFrame:
-    """A row a new session, method and seed."""
-    dataset, pretrained = output / "dataset", output / "pretrained"
-    if not dataset.exists():
-        neds("build", dataset, "--arrays", *recordings)
-    sessions = sorted(open_recordings(dataset).session_ids)
-    known, new = sessions[:-num_new], sessions[-num_new:]
-    if not (pretrained / "metrics.json").exists():
-        neds(
-            "pretrain",
-            "--dataset",
-            dataset,
-            "--sessions",
-            *known,
-            "--output",
-            pretrained,
-            "--seed",
-            0,
-            *TRAINED_ON,
-            *PRETRAINING,
-        )
-    baselines = {
-        method: scores_of_baseline(
-            method,
-            dataset,
-            output / "baselines",
-            "--session",
-            *(sessions if method == MULTI_SESSION else new),
-        )
-        for method in BASELINES
-    }
+    """A row a new session, fold, method and seed."""
     rows = []
-    for session in new:
+    for fold in range(NUM_FOLDS):
+        folder = output / f"fold-{fold}"
+        dataset = folder / "dataset"
+        if not (dataset / "README.md").exists():
+            neds("build", dataset, "--arrays", *recordings, "--fold", fold)
+        sessions = sorted(open_recordings(dataset).session_ids)
+        known, new = sessions[:-num_new], sessions[-num_new:]
+        if fold == 0:  # the one model of the other sessions
+            what = ("--dataset", dataset, "--sessions", *known, "--seed", 0)
+            scores_of_run(output / "pretrained", "pretrain", *what, *TRAINED_ON, *PRETRAINING)
+        scores = {}
         for method in BASELINES:
-            rows.append({"session": session, "method": method, "seed": 0, **baselines[method][session]})
-        for method in TRAINED:
-            runs = [output / f"{method}-{seed}" / session for seed in seeds]
-            for run, seed in zip(runs, seeds):
-                if not (run / "metrics.json").exists():
-                    where = ("--dataset", dataset, "--output", run, "--seed", seed, *TRAINED_ON)
-                    if method == "alone":
-                        neds("pretrain", *where, "--sessions", session, *ALONE)
-                    else:
-                        neds("finetune", *where, "--session", session, "--model", pretrained, *FINE_TUNING)
-                metrics = json.loads((run / "metrics.json").read_text())["mean"]
-                rows.append({"session": session, "method": method, "seed": seed, **metrics})
-            report = output / f"{method}-averaged" / f"{session}.json"
-            if not report.exists():
-                scored = ("--session", session, "--output", report)
-                neds("evaluate", "--dataset", dataset, "--model", *runs, *scored)
-            metrics = json.loads(report.read_text())["mean"]
-            averaged = {"method": f"{method}, seeds averaged", "seed": len(seeds)}
-            rows.append({"session": session, **averaged, **metrics})
+            fitted = ("--session", *(sessions if method == MULTI_SESSION else new))
+            by_session = scores_of_baseline(method, dataset, folder / "baselines", *fitted)
+            scores |= {(session, method, 0): by_session[session] for session in new}
+        for session in new:
+            for seed in seeds:
+                what = ("--dataset", dataset, "--seed", seed, *TRAINED_ON)
+                for method, command, more in (
+                    ("alone", "pretrain", ("--sessions", session, *ALONE)),
+                    (
+                        "fine-tuned",
+                        "finetune",
+                        ("--session", session, "--model", output / "pretrained", *FINE_TUNING),
+                    ),
+                ):
+                    run = folder / f"{method}-{seed}" / session
+                    scores[session, method, seed] = scores_of_run(run, command, *what, *more)
+            for name, method in AVERAGED.items():
+                report = folder / f"{method}-averaged" / f"{session}.json"
+                runs = [folder / f"{method}-{seed}" / session for seed in seeds]
+                if not report.exists():
+                    where = ("--dataset", dataset, "--session", session, "--output", report)
+                    neds("evaluate", *where, "--model", *runs)
+                scores[session, name, len(seeds)] = json.loads(report.read_text())["mean"]
+        rows += [
+            {"session": session, "fold": fold, "method": method, "seed": seed, **metrics}
+            for (session, method, seed), metrics in scores.items()
+        ]
     results = pd.DataFrame(rows)
-    return results[["session", "method", "seed", *(metric for metric in METRICS if metric in results)]]
+    return results[
+        ["session", "fold", "method", "seed", *(metric for metric in METRICS if metric in results)]
+    ]
 
 
 def table(results: pd.DataFrame) -> str:
-    """A row a session and method, the mean over seeds, then the means over sessions."""
+    """Each session, the mean over folds; then the mean over sessions ± standard error over folds, and what
+    fine-tuning adds to training alone and to the best baseline of each column."""
     metrics = [metric for metric in METRICS if metric in results]
-    results = results.groupby(["session", "method"], sort=False)[metrics].mean().reset_index()
-    means = results.groupby("method")[metrics].mean().loc[list(METHODS)]
-    rows = {
-        f"{row.session}: {row.method}": [getattr(row, m) for m in metrics] for row in results.itertuples()
-    }
-    rows |= {f"**mean: {method}**": means.loc[method].tolist() for method in METHODS}
+    results = results.groupby(["session", "method", "fold"])[metrics].mean()  # over seeds
+    by_session = results.groupby(["session", "method"]).mean()
+    folds = results.groupby(["method", "fold"]).mean()
+    means = {method: folds.loc[method] for method in (*BASELINES, *TRAINED, *AVERAGED)}
     texts = {
-        name: ["" if pd.isna(value) else f"{value:.3f}" for value in values] for name, values in rows.items()
+        f"{session}: {method}": [
+            "" if pd.isna(value) else f"{value:.3f}" for value in by_session.loc[session, method]
+        ]
+        for session in by_session.index.unique("session")
+        for method in means
     }
+    best = {m: max(BASELINES, key=lambda method: means[method][m].fillna(-1).mean()) for m in metrics}
+    best_baseline = pd.DataFrame({m: means[best[m]][m] for m in metrics})
+    alone, fine_tuned = TRAINED
+    alone_averaged, fine_tuned_averaged = AVERAGED
+    means |= {
+        f"{ours} − {name}": means[ours] - theirs
+        for ours, name, theirs in (
+            (fine_tuned, alone, means[alone]),
+            (fine_tuned_averaged, alone_averaged, means[alone_averaged]),
+            (fine_tuned, "best baseline", best_baseline),
+            (fine_tuned_averaged, "best baseline", best_baseline),
+        )
+    }
+    texts |= {f"**mean: {name}**": [estimate(values[m]) for m in metrics] for name, values in means.items()}
     columns = [METRICS[metric] for metric in metrics]
     return markdown(pd.DataFrame.from_dict(texts, orient="index", columns=columns))
 

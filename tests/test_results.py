@@ -73,17 +73,42 @@ def test_table_of_folds_is_over_means_of_seeds_and_paired(scripts):
     assert cells["| NEDS, roots and smoothed labels − best baseline"] == ["0.000 ± 0.100", "0.000 ± 0.100"]
 
 
-def test_table_of_transfer_has_sessions_and_their_mean(scripts):
-    methods = scripts["transfer"].METHODS
+def test_table_of_transfer_is_over_sessions_within_folds_and_paired(scripts):
+    """Two sessions, two folds. The best baseline is the linear one: 0.2 and 0.4 in the folds. Training alone has
+    0.1 and 0.5 there, fine-tuning 0.4 and 0.6, in one session from seeds at 0.2 and 0.4 in fold 0."""
+    values = {
+        "linear": (0.2, 0.4),
+        "reduced_rank": (0.1, 0.1),
+        "reduced_rank_multi_session": (0.1, 0.1),
+        "poisson_glm": (0.0, 0.1),
+        "alone": (0.1, 0.5),
+        "fine-tuned": (0.4, 0.6),
+        "alone, seeds averaged": (0.3, 0.5),
+        "fine-tuned, seeds averaged": (0.5, 0.7),
+    }
     rows = [
-        {"session": session, "method": method, "seed": 0, "bits_per_spike": start + place / 10}
-        for session, start in (("a", 0.1), ("b", 0.3))
-        for place, method in enumerate(methods)
+        {"session": session, "fold": fold, "method": method, "seed": 0, "bits_per_spike": value + shift}
+        for session, shift in (("a", -0.1), ("b", 0.1))
+        for method, by_fold in values.items()
+        for fold, value in enumerate(by_fold)
     ]
+    (first,) = (
+        row for row in rows if row["session"] == "a" and row["method"] == "fine-tuned" and row["fold"] == 0
+    )
+    first["bits_per_spike"] = 0.2
+    rows.append({**first, "seed": 1, "bits_per_spike": 0.4})
     lines = scripts["transfer"].table(pd.DataFrame(rows)).splitlines()
     assert lines[0] == "| | bits/spike |"
-    assert lines[2:4] == ["| a: linear | 0.100 |", "| a: reduced_rank | 0.200 |"]
-    assert lines[-1] == "| **mean: fine-tuned, seeds averaged** | 0.900 |"
+    assert lines[2:4] == ["| a: linear | 0.200 |", "| a: reduced_rank | 0.000 |"]
+    assert "| b: linear | 0.400 |" in lines and "| a: fine-tuned | 0.400 |" in lines
+    assert "| **mean: linear** | 0.300 ± 0.100 |" in lines
+    assert "| **mean: fine-tuned** | 0.500 ± 0.100 |" in lines
+    assert lines[-4:] == [
+        "| **mean: fine-tuned − alone** | 0.200 ± 0.100 |",
+        "| **mean: fine-tuned, seeds averaged − alone, seeds averaged** | 0.200 ± 0.000 |",
+        "| **mean: fine-tuned − best baseline** | 0.200 ± 0.000 |",
+        "| **mean: fine-tuned, seeds averaged − best baseline** | 0.300 ± 0.000 |",
+    ]
 
 
 def test_table_of_ablations_is_what_a_change_adds(scripts):
