@@ -46,7 +46,7 @@ def measure(recording: Path, output: Path, seeds: list[int]) -> pd.DataFrame:
     rows = []
     for fold in FOLDS:
         dataset = output / f"fold-{fold}" / "dataset"
-        if not dataset.exists():
+        if not (dataset / "README.md").exists():
             neds("build", dataset, "--arrays", recording, "--fold", fold)
         for change, options in CHANGES.items():
             for seed in seeds:

@@ -60,7 +60,7 @@ def measure(recording: Path, output: Path, seeds: list[int]) -> pd.DataFrame:
     rows = []
     for fold in range(NUM_FOLDS):
         dataset = output / f"fold-{fold}" / "dataset"
-        if not dataset.exists():
+        if not (dataset / "README.md").exists():
             neds("build", dataset, "--arrays", recording, "--fold", fold)
         recordings = open_recordings(dataset)
         (session,) = recordings.session_ids

@@ -128,7 +128,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=CHANGES, default=list(CHANGES), help="train these only")
     options = parser.parse_args()
     dataset = options.output / "dataset"
-    if not dataset.exists():
+    if not (dataset / "README.md").exists():
         neds("build", dataset, "--arrays", options.recording)
     runs = {
         name: [
