@@ -215,6 +215,15 @@ def test_an_adapter_of_an_adapter_is_refused(run, tmp_path, capsys):
     assert f"{run[0]} is an adapter itself" in capsys.readouterr().err
 
 
+def test_an_adapter_of_a_model_of_this_machine_is_not_trained_to_be_pushed(
+    run, model_folder, tmp_path, capsys
+):
+    argv = [*run[1], "--output", str(tmp_path / "out"), "--push_to_hub", "--hub_model_id", "lab/adapter"]
+    assert main(["finetune", *argv]) == 2
+    assert f"an adapter of {model_folder} is of no use without that model" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def moved(run, tmp_path, base):
     """A copy of the adapter that names another model."""
     folder = shutil.copytree(run[0], tmp_path / "adapter")

@@ -10,7 +10,7 @@ from neds_hf.cli.config import parse_settings, use_config
 from neds_hf.cli.console import print_scores
 from neds_hf.cli.evaluate import trained_on_others
 from neds_hf.errors import NEDSError
-from neds_hf.hub.push import push_run
+from neds_hf.hub.push import is_only_here, push_run
 from neds_hf.models import NEDSModel, NEDSProcessor
 from neds_hf.training.arguments import (
     NEDSTrainingArguments,
@@ -96,12 +96,18 @@ def prepare(
         settings: Values of NEDSConfig instead of the model's.
 
     Raises:
-        NEDSError: There is no such model, it cannot be set so, or the recordings do not fit it.
+        NEDSError: There is no such model, it cannot be set so, or the recordings do not fit it; or an adapter of a
+            model that is not on the Hub is to be pushed.
     """
     set_seed(args.seed)
     model, processor = load_model(source, settings)
     if strategy == "lora" and find_adapter_config_file(source):
         raise NEDSError(f"{source} is an adapter itself; --strategy lora starts from a whole model")
+    if strategy == "lora" and args.push_to_hub and is_only_here(model.name_or_path):
+        raise NEDSError(
+            f"--push_to_hub: an adapter of {source} is of no use without that model, which only this machine has: "
+            "push it first, and give its USER/NAME as --model"
+        )
     configuration = configuration_of(
         args,
         recordings,

@@ -108,6 +108,11 @@ def push_run(args: "TrainingArguments") -> None:
     print(url or f"{name} holds all of {folder} already; no commit")
 
 
+def is_only_here(model: str) -> bool:
+    """Whether a model is named as no repository of the Hub is, by `USER/NAME`."""
+    return Path(model).is_absolute() or model.count("/") != 1
+
+
 def kind_of(folder: Path) -> str:
     """Of `FILES`, told by what the folder holds; a model's card is written where it is missing.
 
@@ -133,7 +138,7 @@ def kind_of(folder: Path) -> str:
         raise NEDSError(f"{folder} is no whole model folder: {error}") from error
     if configs[1].exists():
         base = json.loads(configs[1].read_text()).get("base_model_name_or_path")
-        if Path(str(base)).is_absolute() or str(base).count("/") != 1:
+        if is_only_here(str(base)):
             raise NEDSError(
                 f"{folder} is an adapter of {base}, which only this machine has: push that first, and write its "
                 f"USER/NAME as base_model_name_or_path into {configs[1]}"
