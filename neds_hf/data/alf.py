@@ -57,8 +57,9 @@ def open_local(cache_dir: str | Path):
     if not all((cache_dir / name).is_file() for name in _CACHE_TABLES):
         make_cache_tables(cache_dir)
     try:
-        if added := _sessions_not_in_tables(cache_dir):
-            if _made_here(cache_dir):
+        table = pd.read_parquet(cache_dir / "sessions.pqt")
+        if added := _sessions_not_in(table, cache_dir):
+            if _made_here(table):
                 make_cache_tables(cache_dir)
             else:
                 warnings.warn(
@@ -71,17 +72,17 @@ def open_local(cache_dir: str | Path):
         raise _damaged_tables(cache_dir, error) from error
 
 
-def _sessions_not_in_tables(cache_dir: Path) -> list[Path]:
+def _sessions_not_in(table: pd.DataFrame, cache_dir: Path) -> list[Path]:
+    """Folders of the sessions on disk that ONE's table of sessions lacks."""
     from one.alf.io import iter_sessions
 
-    table = pd.read_parquet(cache_dir / "sessions.pqt")
     known = {*zip(table["lab"], table["subject"], table["date"].astype(str), table["number"])}
     found = iter_sessions(cache_dir, "*/Subjects/*/????-??-??/*")
     return [path for path in found if (*path.session_parts[:3], int(path.session_parts[3])) not in known]
 
 
-def _made_here(cache_dir: Path) -> bool:
-    table = pd.read_parquet(cache_dir / "sessions.pqt")
+def _made_here(table: pd.DataFrame) -> bool:
+    """Whether all ids are those that `make_cache_tables` gives."""
     return all(
         str(row.Index) == _uuid(f"{row.lab}/{row.subject}/{row.date}/{row.number:03}")
         for row in table.itertuples()
