@@ -11,6 +11,7 @@ COMMANDS = {
     "build": "convert recordings (ALF folders, trial arrays, the public IBL server) to Parquet",
     "pretrain": "train a model on many sessions",
     "finetune": "adapt a model to a new animal",
+    "average": "fine-tunings of several seeds to one model",
     "search": "draw settings, train a model with each, keep the best",
     "evaluate": "score a model on a split of a dataset",
     "report": "any runs side by side, on one HTML page",

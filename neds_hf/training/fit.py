@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader
 from transformers import TrainerCallback
 from transformers.utils import logging
 
+from neds_hf.cards.model import write_model_card
 from neds_hf.data.collator import ArrowTrials, NEDSCollator
 from neds_hf.data.origin import license_of, origins
 from neds_hf.errors import NEDSError
@@ -138,15 +139,27 @@ def fit(
         if args.should_save and "test" in recordings.splits:
             scores = score_split(model, processor, recordings, "test", args.per_device_eval_batch_size)
     if args.should_save:
-        write_json(folder / "metrics.json", {"mean": mean_table(scores), "sessions": scores})
-        results = {"best_validation": trainer.state.best_metric, "test": mean_table(scores)}
-        base = configuration["model"]  # of a new model: its configuration
-        base = {"name": Path(base).name, "hub_id": hub_id(base)} if isinstance(base, str) else None
-        finish_run(folder, results, data=described(recordings), base=base)
+        write_results(folder, recordings, configuration, scores, trainer.state.best_metric)
         for rest in folder.glob("checkpoint-*"):
             shutil.rmtree(rest)
-        trainer.create_model_card()
     return scores
+
+
+def write_results(
+    folder: Path,
+    recordings: Recordings,
+    configuration: dict,
+    scores: dict[str, dict[str, float]],
+    best_validation: float | None = None,
+) -> None:
+    """Write test metrics and card beside the weights, and note that the run is finished."""
+    mean = mean_table(scores)
+    write_json(folder / "metrics.json", {"mean": mean, "sessions": scores})
+    base = configuration["model"]  # of a new model: its configuration
+    base = {"name": Path(base).name, "hub_id": hub_id(base)} if isinstance(base, str) else None
+    results = {"best_validation": best_validation, "test": mean}
+    finish_run(folder, results, data=described(recordings), base=base)
+    write_model_card(folder)
 
 
 def described(recordings: Recordings) -> dict:

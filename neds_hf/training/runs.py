@@ -109,7 +109,7 @@ def start_run(folder: Path, configuration: dict) -> bool:
             return "finished" in previous
         begun = "finished" in previous or any(folder.glob("checkpoint-*"))
         if begun or before.get("command") not in TRAININGS:
-            changed = ", ".join(_differences(before, configuration))
+            changed = ", ".join(differing_settings(before, configuration))
             raise NEDSError(f"{folder} holds a run with other settings: {changed}; choose another folder")
     elif any(folder.glob("checkpoint-*")):
         raise NEDSError(f"{folder} holds checkpoints, but no {RUN_FILE} says of what; choose another folder")
@@ -117,15 +117,18 @@ def start_run(folder: Path, configuration: dict) -> bool:
     return False
 
 
-def _differences(before: dict, now: dict, prefix: str = "") -> Iterator[str]:
+def differing_settings(
+    one: dict, other: dict, in_one: str = "there", in_other: str = "asked for", prefix: str = ""
+) -> Iterator[str]:
+    """What two configurations differ in, each setting in words."""
     short = reprlib.Repr()
     short.maxstring = 200
-    for name in sorted({*before, *now}):
-        there, asked = before.get(name), now.get(name)
-        if isinstance(there, dict) and isinstance(asked, dict):
-            yield from _differences(there, asked, f"{prefix}{name}.")
-        elif there != asked:
-            yield f"{prefix}{name} {short.repr(there)} there, {short.repr(asked)} asked for"
+    for name in sorted({*one, *other}):
+        value, others = one.get(name), other.get(name)
+        if isinstance(value, dict) and isinstance(others, dict):
+            yield from differing_settings(value, others, in_one, in_other, f"{prefix}{name}.")
+        elif value != others:
+            yield f"{prefix}{name} {short.repr(value)} {in_one}, {short.repr(others)} {in_other}"
 
 
 def finish_run(folder: Path, results: dict, **more) -> None:
