@@ -4,9 +4,9 @@
 
 Pretrains on the first 1, 5 and 20 mice and fine-tunes each model on three more, all of its weights or what is the
 mouse's own; the three are also trained on alone. What is the mouse's own is fitted to the model of 20 mice with
-three seeds, whose predictions are averaged too. All learn from training and validation trials, in bf16. Writes
-`simulation.csv` beside this file, its table into RESULTS.md and the curve into `simulation.png`. What is finished
-is not repeated.
+three seeds, of which predictions are averaged too, and weights. All learn from training and validation trials, in
+bf16. Writes `simulation.csv` beside this file, its table into RESULTS.md and the curve into `simulation.png`. What
+is finished is not repeated.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pandas as pd
-from common import ALONE, HERE, METRICS, RESULTS, TRAINED_ON, markdown, neds, write_table
+from common import ALONE, HERE, METRICS, RESULTS, TRAINED_ON, markdown, neds, scores_of_run, write_table
 
 from neds_hf.training.sessions import open_recordings
 
@@ -37,7 +37,9 @@ FINE_TUNING = {
         *("--learning_rate", "3e-3", "--num_train_epochs", 100),
     ),
 }
+AVERAGED = "averaged"
 IN_WORDS = {"full": "all weights fine-tuned", "session": "only units' rows and session embedding fine-tuned"}
+IN_WORDS[AVERAGED] = f"{IN_WORDS['session']}, weights of {NUM_AVERAGED} seeds averaged"
 LINES = {"full": "--", "session": "-"}
 SHARE = {"share_of_attainable": "share of the attainable"}
 SHOWN = SHARE | {name: METRICS[name] for name in METRICS if "beyond" not in name}
@@ -73,19 +75,24 @@ def measure(output: Path, seed: int) -> pd.DataFrame:
                             neds("finetune", *learned, *where, *which, *options)
                         else:
                             neds("pretrain", *learned, *where, "--sessions", session, *options)
-                for models in sorted({1, len(runs)}):
-                    scores = output / f"{how}-{number}" / f"{session}-{models}.json"
+                scored = {(how, len(models)): models for models in (runs[:1], runs)}
+                if averaged:
+                    one = output / f"{how}-{number}-averaged" / session
+                    scores_of_run(one, "average", "--dataset", dataset, "--model", *runs)
+                    scored[AVERAGED, 1] = [one]
+                for (name, count), models in scored.items():
+                    scores = output / f"{name}-{number}" / f"{session}-{count}.json"
                     if not scores.exists():
-                        scored = ("--model", *runs[:models], "--session", session, "--output", scores)
-                        neds("evaluate", "--dataset", dataset, "--alf", recordings, *scored)
+                        what = ("--model", *models, "--session", session, "--output", scores)
+                        neds("evaluate", "--dataset", dataset, "--alf", recordings, *what)
                     metrics = json.loads(scores.read_text())["mean"]
-                    rows.append({"session": session, "mice": number, "how": how, "models": models, **metrics})
+                    rows.append({"session": session, "mice": number, "how": name, "models": count, **metrics})
     return pd.DataFrame(rows)[["session", "mice", "how", "models", *SHOWN]]
 
 
 def table(results: pd.DataFrame) -> str:
     """Means over the new mice."""
-    means = results.drop(columns="session").groupby(["mice", "how", "models"]).mean()
+    means = results.drop(columns="session").groupby(["mice", "how", "models"], sort=False).mean()
     texts = {}
     for (number, how, models), row in means.iterrows():
         name = "the new mouse alone"

@@ -36,6 +36,7 @@ FINE_TUNING = ("--learning_rate", "1e-3", "--num_train_epochs", 60, "--unit_weig
 BASELINES = ("linear", "reduced_rank", "reduced_rank_multi_session", "poisson_glm")
 TRAINED = ("alone", "fine-tuned")
 AVERAGED = {f"{method}, seeds averaged": method for method in TRAINED}
+ONE_MODEL = "fine-tuned, weights averaged"  # over the seeds
 
 
 def measure(recordings: list[Path], output: Path, num_new: int, seeds: list[int]) -> pd.DataFrame:
@@ -76,6 +77,10 @@ def measure(recordings: list[Path], output: Path, num_new: int, seeds: list[int]
                     where = ("--dataset", dataset, "--session", session, "--output", report)
                     neds("evaluate", *where, "--model", *runs)
                 scores[session, name, len(seeds)] = json.loads(report.read_text())["mean"]
+            runs = [folder / f"fine-tuned-{seed}" / session for seed in seeds]
+            one = folder / "fine-tuned-weights-averaged" / session
+            what = ("--dataset", dataset, "--model", *runs)
+            scores[session, ONE_MODEL, len(seeds)] = scores_of_run(one, "average", *what)
         rows += [
             {"session": session, "fold": fold, "method": method, "seed": seed, **metrics}
             for (session, method, seed), metrics in scores.items()
@@ -93,7 +98,7 @@ def table(results: pd.DataFrame) -> str:
     results = results.groupby(["session", "method", "fold"])[metrics].mean()  # over seeds
     by_session = results.groupby(["session", "method"]).mean()
     folds = results.groupby(["method", "fold"]).mean()
-    means = {method: folds.loc[method] for method in (*BASELINES, *TRAINED, *AVERAGED)}
+    means = {method: folds.loc[method] for method in (*BASELINES, *TRAINED, ONE_MODEL, *AVERAGED)}
     texts = {
         f"{session}: {method}": [
             "" if pd.isna(value) else f"{value:.3f}" for value in by_session.loc[session, method]
@@ -109,8 +114,10 @@ def table(results: pd.DataFrame) -> str:
         f"{ours} − {name}": means[ours] - theirs
         for ours, name, theirs in (
             (fine_tuned, alone, means[alone]),
+            (ONE_MODEL, alone, means[alone]),
             (fine_tuned_averaged, alone_averaged, means[alone_averaged]),
             (fine_tuned, "best baseline", best_baseline),
+            (ONE_MODEL, "best baseline", best_baseline),
             (fine_tuned_averaged, "best baseline", best_baseline),
         )
     }

@@ -83,6 +83,7 @@ def test_table_of_transfer_is_over_sessions_within_folds_and_paired(scripts):
         "poisson_glm": (0.0, 0.1),
         "alone": (0.1, 0.5),
         "fine-tuned": (0.4, 0.6),
+        "fine-tuned, weights averaged": (0.4, 0.7),
         "alone, seeds averaged": (0.3, 0.5),
         "fine-tuned, seeds averaged": (0.5, 0.7),
     }
@@ -103,10 +104,12 @@ def test_table_of_transfer_is_over_sessions_within_folds_and_paired(scripts):
     assert "| b: linear | 0.400 |" in lines and "| a: fine-tuned | 0.400 |" in lines
     assert "| **mean: linear** | 0.300 ± 0.100 |" in lines
     assert "| **mean: fine-tuned** | 0.500 ± 0.100 |" in lines
-    assert lines[-4:] == [
+    assert lines[-6:] == [
         "| **mean: fine-tuned − alone** | 0.200 ± 0.100 |",
+        "| **mean: fine-tuned, weights averaged − alone** | 0.250 ± 0.050 |",
         "| **mean: fine-tuned, seeds averaged − alone, seeds averaged** | 0.200 ± 0.000 |",
         "| **mean: fine-tuned − best baseline** | 0.200 ± 0.000 |",
+        "| **mean: fine-tuned, weights averaged − best baseline** | 0.250 ± 0.050 |",
         "| **mean: fine-tuned, seeds averaged − best baseline** | 0.300 ± 0.000 |",
     ]
 
@@ -137,6 +140,7 @@ def test_table_of_simulation_is_over_the_new_mice(scripts):
             (20, "full", 1, 0.0),
             (20, "session", 1, 0.2),
             (20, "session", 3, 0.3),
+            (20, "averaged", 1, 0.1),
         )
         for session, value in (("a", 0.2 + more), ("b", 0.4 + more))
     ]
@@ -145,6 +149,7 @@ def test_table_of_simulation_is_over_the_new_mice(scripts):
     assert lines[3].startswith("| 20 mice, all weights fine-tuned | 0.300 |")
     assert lines[4].startswith("| 20 mice, only units' rows and session embedding fine-tuned | 0.500 |")
     assert lines[5].endswith("| 0.600 |") and "fine-tuned, 3 seeds averaged | 0.600 |" in lines[5]
+    assert "embedding fine-tuned, weights of 3 seeds averaged | 0.400 |" in lines[6]
 
 
 def test_regions_that_are_listed_one_unit_late_are_moved_back_and_others_stay(scripts, tmp_path):
