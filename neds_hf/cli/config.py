@@ -33,10 +33,7 @@ def use_config(
         metavar="FILE",
         help=f"YAML file with options in a section `{command}:`; the command line wins over it",
     )
-    file = None
-    for word, following in zip(argv, [*argv[1:], None]):
-        if word == "--config" or word.startswith("--config="):
-            file = following if word == "--config" else word.partition("=")[2]
+    file = value_in(argv, "--config")
     if file is None:
         return
     given = {}
@@ -63,6 +60,15 @@ def use_config(
     for action in parser._actions:
         action.required = action.required and action.dest not in given
     parser.set_defaults(**given)
+
+
+def value_in(argv: list[str], option: str) -> str | None:
+    """What follows an option on the command line, the last time; None where it is not there."""
+    value = None
+    for word, following in zip(argv, [*argv[1:], None]):
+        if word == option or word.startswith(f"{option}="):
+            value = following if word == option else word.partition("=")[2]
+    return value
 
 
 def parse_settings(pairs: Collection[str], settable: Collection[str]) -> dict:
