@@ -5,7 +5,6 @@ import importlib.util
 from pathlib import Path
 
 import pandas as pd
-import yaml
 
 from neds_hf.analysis.regions import (
     FOLDS,
@@ -16,6 +15,7 @@ from neds_hf.analysis.regions import (
     unit_regions,
 )
 from neds_hf.analysis.report import FIGURE_DPI, text_table
+from neds_hf.cli.config import read_as_text
 from neds_hf.errors import NEDSError
 from neds_hf.training.runs import fingerprint_of, finish_run, start_run, write_json
 from neds_hf.training.sessions import check_fits, load_model, open_recordings
@@ -129,10 +129,7 @@ def read_groups(file: Path) -> dict[str, str]:
     Raises:
         NEDSError: The file is no such mapping.
     """
-    try:
-        groups = yaml.load(file.read_text(), Loader=yaml.BaseLoader)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise NEDSError(f"{file}: expected a YAML file ({' '.join(str(error).split())})") from None
+    groups = read_as_text(file)
     if not isinstance(groups, dict) or not all(isinstance(group, str) for group in groups.values()):
         raise NEDSError(f"{file}: expected a mapping of acronyms to classes, such as `VISp: visual cortex`")
     return groups
