@@ -12,7 +12,7 @@ from neds_hf.errors import NEDSError
 from neds_hf.models import NEDSProcessor
 from neds_hf.training.fit import split_loader
 from neds_hf.training.inference import TASKS, predict
-from neds_hf.training.runs import check_output
+from neds_hf.training.runs import check_output, write_arrays
 from neds_hf.training.sessions import check_fits, load_models, open_recordings
 
 
@@ -53,11 +53,7 @@ def main(argv: list[str] | None = None) -> None:
     for name, classes in processor.behaviors.items():
         if name in predictions and classes is not None:
             arrays[f"{name}_classes"] = np.array(classes)
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = arguments.output.with_name(arguments.output.name + ".unfinished")
-    with open(unfinished, "wb") as file:
-        np.savez_compressed(file, **arrays, **predictions)
-    unfinished.replace(arguments.output)
+    write_arrays(arguments.output, **arrays, **predictions)
     print(f"{arguments.output}: " + ", ".join(f"{k} {v.shape}" for k, v in predictions.items()))
 
 
