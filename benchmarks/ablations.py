@@ -12,7 +12,7 @@ import re
 from pathlib import Path
 
 import pandas as pd
-from common import HERE, METRICS, RESULTS, markdown, neds, scores_of_training, write_table
+from common import HERE, METRICS, built, markdown, publish_table, scores_of_training
 
 CSV = HERE / "ablations.csv"
 FOLDS = (0, 1)
@@ -45,9 +45,7 @@ def measure(recording: Path, output: Path, seeds: list[int]) -> pd.DataFrame:
     """A row a change, fold and seed."""
     rows = []
     for fold in FOLDS:
-        dataset = output / f"fold-{fold}" / "dataset"
-        if not (dataset / "README.md").exists():
-            neds("build", dataset, "--arrays", recording, "--fold", fold)
+        dataset = built(output / f"fold-{fold}" / "dataset", "--arrays", recording, "--fold", fold)
         for change, options in CHANGES.items():
             for seed in seeds:
                 name = re.sub(r"[^a-z0-9]+", "-", change) if options else "neds"
@@ -78,9 +76,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="folder for the datasets and the runs")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     options = parser.parse_args()
-    measure(options.recording, options.output, options.seeds).to_csv(CSV, index=False, float_format="%.5f")
-    write_table(RESULTS, "ablations", table(pd.read_csv(CSV)))
-    print(table(pd.read_csv(CSV)))
+    publish_table(CSV, measure(options.recording, options.output, options.seeds), table)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -31,6 +32,13 @@ def neds(command: str, *arguments: object) -> None:
     subprocess.run([sys.executable, script, *map(str, arguments)], check=True)
 
 
+def built(dataset: Path, *options: object) -> Path:
+    """Convert recordings into this folder, where that is not done; the folder."""
+    if not (dataset / "README.md").exists():
+        neds("build", dataset, *options)
+    return dataset
+
+
 def scores_of_training(dataset: Path, run: Path, seed: int, *options: object) -> dict[str, float]:
     """Train on one session as `ALONE` says, with further options, where that is not done; its test metrics."""
     return scores_of_run(run, "pretrain", "--dataset", dataset, "--seed", seed, *TRAINED_ON, *ALONE, *options)
@@ -43,6 +51,13 @@ def scores_of_run(run: Path, command: str, *options: object) -> dict[str, float]
     return json.loads((run / "metrics.json").read_text())["mean"]
 
 
+def scores_of_evaluation(report: Path, *options: object) -> dict[str, float]:
+    """Score models into this file, where that is not done; the test metrics."""
+    if not report.exists():
+        neds("evaluate", "--output", report, *options)
+    return json.loads(report.read_text())["mean"]
+
+
 def scores_of_baseline(
     method: str, dataset: Path, output: Path, *options: object
 ) -> dict[str, dict[str, float]]:
@@ -51,6 +66,12 @@ def scores_of_baseline(
     if not metrics.exists():
         neds("baselines", "--dataset", dataset, "--output", output, "--methods", method, *options)
     return json.loads(metrics.read_text())["sessions"]
+
+
+def best_of(means: dict[str, pd.DataFrame], methods: Sequence[str], metrics: Sequence[str]) -> pd.DataFrame:
+    """Of these methods the one with the highest mean over folds, metric by metric: a row a fold."""
+    best = {m: max(methods, key=lambda method: means[method][m].fillna(-1).mean()) for m in metrics}
+    return pd.DataFrame({m: means[best[m]][m] for m in metrics})
 
 
 def estimate(values: pd.Series) -> str:
@@ -70,3 +91,11 @@ def write_table(page: Path, name: str, table: str) -> None:
     before, rest = page.read_text().split(f"<!-- {name} -->\n")
     _, after = rest.split(f"<!-- /{name} -->")
     page.write_text(f"{before}<!-- {name} -->\n\n{table}\n<!-- /{name} -->{after}")
+
+
+def publish_table(csv: Path, results: pd.DataFrame, table: Callable[[pd.DataFrame], str]) -> None:
+    """Write results to a file, and the table of what is in it into RESULTS.md, between the marks of its name."""
+    results.to_csv(csv, index=False, float_format="%.5f")
+    text = table(pd.read_csv(csv))
+    write_table(RESULTS, csv.stem, text)
+    print(text)

@@ -8,7 +8,6 @@ is not repeated.
 """
 
 import argparse
-import json
 from pathlib import Path
 
 import pandas as pd
@@ -16,15 +15,17 @@ from common import (
     ALONE,
     HERE,
     METRICS,
-    RESULTS,
     TRAINED_ON,
+    best_of,
+    built,
     estimate,
     markdown,
     neds,
+    publish_table,
     scores_of_baseline,
+    scores_of_evaluation,
     scores_of_run,
     scores_of_training,
-    write_table,
 )
 
 from neds_hf.data.schema import NUM_FOLDS
@@ -59,9 +60,7 @@ def measure(recording: Path, output: Path, seeds: list[int]) -> pd.DataFrame:
     """A row a method, fold and seed."""
     rows = []
     for fold in range(NUM_FOLDS):
-        dataset = output / f"fold-{fold}" / "dataset"
-        if not (dataset / "README.md").exists():
-            neds("build", dataset, "--arrays", recording, "--fold", fold)
+        dataset = built(output / f"fold-{fold}" / "dataset", "--arrays", recording, "--fold", fold)
         recordings = open_recordings(dataset)
         (session,) = recordings.session_ids
         window = recordings.sessions[["window_start_s", "window_end_s"]].iloc[0]
@@ -83,9 +82,7 @@ def measure(recording: Path, output: Path, seeds: list[int]) -> pd.DataFrame:
         for method, name in ENSEMBLES.items():
             report = output / f"fold-{fold}" / f"{name}-averaged.json"
             runs = [output / f"fold-{fold}" / f"{name}-{seed}" for seed in seeds]
-            if not report.exists():
-                neds("evaluate", "--dataset", dataset, "--output", report, "--model", *runs)
-            metrics = json.loads(report.read_text())["mean"]
+            metrics = scores_of_evaluation(report, "--dataset", dataset, "--model", *runs)
             rows.append({"method": method, "fold": fold, "seed": len(seeds), **metrics})
     return pd.DataFrame(rows)[["method", "fold", "seed", *METRICS]]
 
@@ -105,10 +102,8 @@ def table(results: pd.DataFrame) -> str:
     averaged, less the best baseline of each column, fold by fold."""
     folds = results.drop(columns="seed").groupby(["method", "fold"]).mean()
     shown = {method: folds.loc[method] for method in (*BASELINES, *ONE_TASK, *NEDS, FROM_MICE, *ENSEMBLES)}
-    best = {m: max(BASELINES, key=lambda method: shown[method][m].fillna(-1).mean()) for m in METRICS}
-    for method in COMPARED:
-        differences = {m: shown[method][m] - shown[best[m]][m] for m in METRICS}
-        shown[f"{method} − best baseline"] = pd.DataFrame(differences)
+    best = best_of(shown, BASELINES, METRICS)
+    shown |= {f"{method} − best baseline": shown[method] - best for method in COMPARED}
     texts = {name: [estimate(values[m]) for m in METRICS] for name, values in shown.items()}
     return markdown(pd.DataFrame.from_dict(texts, orient="index", columns=list(METRICS.values())))
 
@@ -119,9 +114,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="folder for the datasets and the runs")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     options = parser.parse_args()
-    measure(options.recording, options.output, options.seeds).to_csv(CSV, index=False, float_format="%.5f")
-    write_table(RESULTS, "folds", table(pd.read_csv(CSV)))
-    print(table(pd.read_csv(CSV)))
+    publish_table(CSV, measure(options.recording, options.output, options.seeds), table)
 
 
 if __name__ == "__main__":

@@ -8,15 +8,13 @@ Trains one small model for each difference and seed, everything else equal, and 
 
 import argparse
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
+from common import HERE, built, markdown, neds, write_table
 
-HERE = Path(__file__).resolve().parent
 RESULTS, PAGE = HERE / "parity.json", HERE.parent / "PARITY.md"
-MARKS = "<!-- measured -->\n", "<!-- /measured -->"
 
 # The paper's tokens, tokenizer and masks, in a size that trains in minutes on one CPU core.
 BASE = {
@@ -64,11 +62,6 @@ METRICS = {
 }
 
 
-def neds(command: str, *arguments: object) -> None:
-    script = HERE.parent / "examples" / f"{command}.py"
-    subprocess.run([sys.executable, script, *map(str, arguments)], check=True)
-
-
 def train(dataset: Path, folder: Path, changes: dict, seed: int, epochs: int) -> dict:
     """Metrics on the test trials and the run's file."""
     if not (folder / "metrics.json").exists():
@@ -105,7 +98,7 @@ def summarised(runs: dict[str, list[dict]]) -> dict:
 
 def table(results: dict) -> str:
     """Mean ± standard deviation over seeds; in brackets the mean change against the first row, seed by seed."""
-    lines = ["| | " + " | ".join(METRICS.values()) + " |", "| --- |" + " --- |" * len(METRICS)]
+    texts = {}
     base = next(iter(results["runs"].values()))
     for name, seeds in results["runs"].items():
         cells = []
@@ -115,8 +108,8 @@ def table(results: dict) -> str:
             cells.append(f"{values.mean():.3f} ± {values.std(ddof=1):.3f}")
             if seeds is not base:
                 cells[-1] += f" ({change.mean():+.3f} ± {change.std(ddof=1):.3f})"
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+        texts[name] = cells
+    return markdown(pd.DataFrame.from_dict(texts, orient="index", columns=list(METRICS.values())))
 
 
 def main() -> None:
@@ -127,9 +120,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=150)
     parser.add_argument("--only", nargs="+", choices=CHANGES, default=list(CHANGES), help="train these only")
     options = parser.parse_args()
-    dataset = options.output / "dataset"
-    if not (dataset / "README.md").exists():
-        neds("build", dataset, "--arrays", options.recording)
+    dataset = built(options.output / "dataset", "--arrays", options.recording)
     runs = {
         name: [
             train(
@@ -147,9 +138,7 @@ def main() -> None:
         return
     results = summarised(runs)
     RESULTS.write_text(json.dumps(results, indent=2) + "\n")
-    before, rest = PAGE.read_text().split(MARKS[0])
-    after = rest.split(MARKS[1])[1]
-    PAGE.write_text(before + MARKS[0] + "\n" + table(results) + "\n" + MARKS[1] + after)
+    write_table(PAGE, "measured", table(results))
     print(table(results))
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from common import HERE, RESULTS, TRAINED_ON, markdown, neds, write_table
+from common import HERE, TRAINED_ON, markdown, neds, publish_table, scores_of_run
 from transfer import PRETRAINING
 
 CSV = HERE / "regions.csv"
@@ -69,8 +69,7 @@ def measure(recordings: list[Path], output: Path, seed: int) -> pd.DataFrame:
     if not (dataset / "README.md").exists():
         files = [realigned(recording, output / "realigned") for recording in recordings]
         neds("build", dataset, "--arrays", *files)
-    if not (model / "metrics.json").exists():
-        neds("pretrain", "--dataset", dataset, "--output", model, "--seed", seed, *TRAINED_ON, *PRETRAINING)
+    scores_of_run(model, "pretrain", "--dataset", dataset, "--seed", seed, *TRAINED_ON, *PRETRAINING)
     if not (regions / "metrics.json").exists():
         neds("regions", "--model", model, "--dataset", dataset, "--output", regions, "--group", GROUPS)
     scores = json.loads((regions / "metrics.json").read_text())
@@ -104,9 +103,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="folder for the dataset and the runs")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    measure(options.recordings, options.output, options.seed).to_csv(CSV, index=False, float_format="%.5f")
-    write_table(RESULTS, "regions", table(pd.read_csv(CSV)))
-    print(table(pd.read_csv(CSV)))
+    publish_table(CSV, measure(options.recordings, options.output, options.seed), table)
 
 
 if __name__ == "__main__":

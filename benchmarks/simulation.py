@@ -10,12 +10,22 @@ is finished is not repeated.
 """
 
 import argparse
-import json
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pandas as pd
-from common import ALONE, HERE, METRICS, RESULTS, TRAINED_ON, markdown, neds, scores_of_run, write_table
+from common import (
+    ALONE,
+    HERE,
+    METRICS,
+    TRAINED_ON,
+    built,
+    markdown,
+    neds,
+    publish_table,
+    scores_of_evaluation,
+    scores_of_run,
+)
 
 from neds_hf.training.sessions import open_recordings
 
@@ -51,41 +61,33 @@ def measure(output: Path, seed: int) -> pd.DataFrame:
     recordings, dataset = output / "mice", output / "dataset"
     if not (recordings / "simulation.json").exists():
         neds("simulate", recordings, "--sessions", max(NUM_MICE) + NUM_NEW, *MICE)
-    if not (dataset / "README.md").exists():
-        neds("build", dataset, "--alf", recordings)
-    sessions = open_recordings(dataset).session_ids
+    sessions = open_recordings(built(dataset, "--alf", recordings)).session_ids
     known, new = sessions[:-NUM_NEW], sessions[-NUM_NEW:]
     learned = ("--dataset", dataset, *TRAINED_ON, "--bf16")
     rows = []
     for number in (0, *NUM_MICE):
         pretrained = output / f"pretrained-{number}"
-        if number and not (pretrained / "metrics.json").exists():
-            mice = ("--sessions", *known[:number], "--output", pretrained, "--seed", seed)
-            neds("pretrain", *learned, *mice, *PRETRAINING)
+        if number:
+            mice = ("--sessions", *known[:number], "--seed", seed)
+            scores_of_run(pretrained, "pretrain", *learned, *mice, *PRETRAINING)
         for how, options in FINE_TUNING.items() if number else [("alone", (*ALONE, *MODEL))]:
             averaged = (number, how) == (max(NUM_MICE), "session")
             seeds = range(seed, seed + (NUM_AVERAGED if averaged else 1))
             for session in new:
                 runs = [output / f"{how}-{number}-{run_seed}" / session for run_seed in seeds]
+                which = ("--model", pretrained, "--session", session) if number else ("--sessions", session)
                 for run, run_seed in zip(runs, seeds):
-                    if not (run / "metrics.json").exists():
-                        where = ("--output", run, "--seed", run_seed)
-                        if number:
-                            which = ("--model", pretrained, "--session", session)
-                            neds("finetune", *learned, *where, *which, *options)
-                        else:
-                            neds("pretrain", *learned, *where, "--sessions", session, *options)
+                    what = (*learned, "--seed", run_seed, *which, *options)
+                    scores_of_run(run, "finetune" if number else "pretrain", *what)
                 scored = {(how, len(models)): models for models in (runs[:1], runs)}
                 if averaged:
                     one = output / f"{how}-{number}-averaged" / session
                     scores_of_run(one, "average", "--dataset", dataset, "--model", *runs)
                     scored[AVERAGED, 1] = [one]
                 for (name, count), models in scored.items():
-                    scores = output / f"{name}-{number}" / f"{session}-{count}.json"
-                    if not scores.exists():
-                        what = ("--model", *models, "--session", session, "--output", scores)
-                        neds("evaluate", "--dataset", dataset, "--alf", recordings, *what)
-                    metrics = json.loads(scores.read_text())["mean"]
+                    report = output / f"{name}-{number}" / f"{session}-{count}.json"
+                    what = ("--dataset", dataset, "--alf", recordings, "--session", session)
+                    metrics = scores_of_evaluation(report, *what, "--model", *models)
                     rows.append({"session": session, "mice": number, "how": name, "models": count, **metrics})
     return pd.DataFrame(rows)[["session", "mice", "how", "models", *SHOWN]]
 
@@ -131,11 +133,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="folder for the mice and the runs")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    measure(options.output, options.seed).to_csv(CSV, index=False, float_format="%.5f")
-    results = pd.read_csv(CSV)
-    draw(results, FIGURE)
-    write_table(RESULTS, "simulation", table(results))
-    print(table(results))
+    publish_table(CSV, measure(options.output, options.seed), table)
+    draw(pd.read_csv(CSV), FIGURE)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ RESULTS.md. What is finished is not repeated.
 """
 
 import argparse
-import json
 from pathlib import Path
 
 import pandas as pd
@@ -16,14 +15,15 @@ from common import (
     ALONE,
     HERE,
     METRICS,
-    RESULTS,
     TRAINED_ON,
+    best_of,
+    built,
     estimate,
     markdown,
-    neds,
+    publish_table,
     scores_of_baseline,
+    scores_of_evaluation,
     scores_of_run,
-    write_table,
 )
 
 from neds_hf.analysis.baselines import MULTI_SESSION
@@ -44,9 +44,7 @@ def measure(recordings: list[Path], output: Path, num_new: int, seeds: list[int]
     rows = []
     for fold in range(NUM_FOLDS):
         folder = output / f"fold-{fold}"
-        dataset = folder / "dataset"
-        if not (dataset / "README.md").exists():
-            neds("build", dataset, "--arrays", *recordings, "--fold", fold)
+        dataset = built(folder / "dataset", "--arrays", *recordings, "--fold", fold)
         sessions = sorted(open_recordings(dataset).session_ids)
         known, new = sessions[:-num_new], sessions[-num_new:]
         if fold == 0:  # the one model of the other sessions
@@ -73,10 +71,8 @@ def measure(recordings: list[Path], output: Path, num_new: int, seeds: list[int]
             for name, method in AVERAGED.items():
                 report = folder / f"{method}-averaged" / f"{session}.json"
                 runs = [folder / f"{method}-{seed}" / session for seed in seeds]
-                if not report.exists():
-                    where = ("--dataset", dataset, "--session", session, "--output", report)
-                    neds("evaluate", *where, "--model", *runs)
-                scores[session, name, len(seeds)] = json.loads(report.read_text())["mean"]
+                what = ("--dataset", dataset, "--session", session, "--model", *runs)
+                scores[session, name, len(seeds)] = scores_of_evaluation(report, *what)
             runs = [folder / f"fine-tuned-{seed}" / session for seed in seeds]
             one = folder / "fine-tuned-weights-averaged" / session
             what = ("--dataset", dataset, "--model", *runs)
@@ -106,8 +102,7 @@ def table(results: pd.DataFrame) -> str:
         for session in by_session.index.unique("session")
         for method in means
     }
-    best = {m: max(BASELINES, key=lambda method: means[method][m].fillna(-1).mean()) for m in metrics}
-    best_baseline = pd.DataFrame({m: means[best[m]][m] for m in metrics})
+    best_baseline = best_of(means, BASELINES, metrics)
     alone, fine_tuned = TRAINED
     alone_averaged, fine_tuned_averaged = AVERAGED
     means |= {
@@ -135,10 +130,7 @@ def main() -> None:
     parser.add_argument("--new", type=int, default=3, help="sessions not pretrained on")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1], help="of what the new sessions train")
     options = parser.parse_args()
-    results = measure(options.recordings, options.output, options.new, options.seeds)
-    results.to_csv(CSV, index=False, float_format="%.5f")
-    write_table(RESULTS, "transfer", table(pd.read_csv(CSV)))
-    print(table(pd.read_csv(CSV)))
+    publish_table(CSV, measure(options.recordings, options.output, options.new, options.seeds), table)
 
 
 if __name__ == "__main__":

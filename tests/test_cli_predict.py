@@ -249,10 +249,7 @@ def test_a_behaviour_whose_scale_is_not_known_alone_is_nothing_to_encode_from(er
     [
         (["--dataset", "DATASET"], "has 3 sessions; say which with --session"),
         (["--dataset", "DATASET", "--session", "eve"], "does not have session eve"),
-        (
-            ["--dataset", "DATASET", "--session", "cat"],
-            "does not know session cat; `neds finetune` adapts it",
-        ),
+        (["--dataset", "DATASET", "--session", "cat"], "does not know session cat of"),
         (["--dataset", "nowhere"], "no dataset folder nowhere"),
         (["--arrays", "nowhere.npz"], "nowhere.npz: no such file"),
         (["--arrays", "x.npz", "--split", "test"], "--split and --session are of a --dataset"),

@@ -60,7 +60,7 @@ def test_report_is_one_file_with_escaped_text_the_table_and_the_figure(tmp_path)
     path = tmp_path / "new" / "report.html"
     bars = figures.metric_bars(TABLE[["bits/spike"]])
     sections = [("Result & more", "First <b>.\n\nSecond.", TABLE, None), ("Picture", "", None, bars)]
-    write_report(path, "Mice < men", sections, lower_is_better=["loss"])
+    write_report(path, "Mice < men", sections)
     page = path.read_text(encoding="utf-8")
     assert "<title>Mice &lt; men</title>" in page and "<h2>Result &amp; more</h2>" in page
     assert "<p>First &lt;b&gt;.</p>" in page and "<p>Second.</p>" in page
@@ -81,14 +81,10 @@ def test_report_is_one_file_with_escaped_text_the_table_and_the_figure(tmp_path)
     assert not re.search(r'(src|href)="(?!data:)', page)
 
 
-@pytest.mark.parametrize(
-    ("lower_is_better", "bold"), [([], ["0.310", "0.250", "0.500"]), (["loss"], ["0.250", "0.200", "0.500"])]
-)
-def test_report_marks_the_best_fraction_of_each_column(tmp_path, lower_is_better, bold):
-    write_report(tmp_path / "r.html", "t", [("h", "", TABLE, None)], lower_is_better)
-    assert (
-        re.findall('<td class="best">(.*?)</td>', (tmp_path / "r.html").read_text(encoding="utf-8")) == bold
-    )
+def test_report_marks_the_highest_fraction_of_each_column(tmp_path):
+    write_report(tmp_path / "r.html", "t", [("h", "", TABLE, None)])
+    page = (tmp_path / "r.html").read_text(encoding="utf-8")
+    assert re.findall('<td class="best">(.*?)</td>', page) == ["0.310", "0.250", "0.500"]
 
 
 def test_report_marks_values_that_look_equal_alike_and_nothing_in_a_single_row(tmp_path):

@@ -15,7 +15,7 @@ NAMES = ("folds", "ablations", "transfer", "simulation", "regions")
 @pytest.fixture
 def scripts(monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
-    yield {name: importlib.import_module(name) for name in NAMES}
+    yield {name: importlib.import_module(name) for name in (*NAMES, "common")}
     for name in (*NAMES, "common"):
         sys.modules.pop(name)
 
@@ -23,7 +23,7 @@ def scripts(monkeypatch):
 @pytest.mark.parametrize("name", NAMES)
 def test_the_page_holds_the_table_of_the_committed_runs(scripts, name):
     script = scripts[name]
-    assert script.table(pd.read_csv(script.CSV)) in script.RESULTS.read_text()
+    assert script.table(pd.read_csv(script.CSV)) in scripts["common"].RESULTS.read_text()
 
 
 def test_table_of_folds_is_over_means_of_seeds_and_paired(scripts):
@@ -173,5 +173,5 @@ def test_regions_that_are_listed_one_unit_late_are_moved_back_and_others_stay(sc
 def test_a_table_replaces_what_was_between_its_marks(scripts, tmp_path):
     page = tmp_path / "page.md"
     page.write_text("before\n<!-- one -->\nold\n<!-- /one -->\nafter\n")
-    scripts["folds"].write_table(page, "one", "| new |\n")
+    scripts["common"].write_table(page, "one", "| new |\n")
     assert page.read_text() == "before\n<!-- one -->\n\n| new |\n\n<!-- /one -->\nafter\n"

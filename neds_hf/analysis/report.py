@@ -35,7 +35,6 @@ def write_report(
     path: str | Path,
     title: str,
     sections: list[tuple[str, str, pd.DataFrame | None, Figure | None]],
-    lower_is_better: Collection[str] = (),
     reference_rows: Collection[str] = (),
 ) -> None:
     """Write one HTML file that needs no other: figures are inside.
@@ -44,8 +43,7 @@ def write_report(
         path: The file; its folder is made where missing.
         title: Heading of the page.
         sections: Heading, text (paragraphs apart by an empty line), and a table and a figure or None each.
-            Where a table compares rows, the best of each column of fractional numbers is bold.
-        lower_is_better: Columns whose smallest value is the best.
+            Where a table compares rows, the highest of each column of fractional numbers is bold.
         reference_rows: Rows that are not compared: never bold.
     """
     from jinja2 import Environment, PackageLoader
@@ -59,7 +57,7 @@ def write_report(
             {
                 "heading": heading,
                 "paragraphs": text.split("\n\n") if text else [],
-                "table": None if table is None else _table_cells(table, lower_is_better, reference_rows),
+                "table": None if table is None else _table_cells(table, reference_rows),
                 "image": None if figure is None else _png_base64(figure),
             }
             for heading, text, table, figure in sections
@@ -81,9 +79,7 @@ def _formatted(table: pd.DataFrame) -> pd.DataFrame:
     return table.astype(object).map(text)
 
 
-def _table_cells(
-    table: pd.DataFrame, lower_is_better: Collection[str], reference_rows: Collection[str]
-) -> dict:
+def _table_cells(table: pd.DataFrame, reference_rows: Collection[str]) -> dict:
     formatted = _formatted(table)
     best = pd.DataFrame(False, index=table.index, columns=table.columns)
     compared = ~table.index.isin(list(reference_rows))
@@ -92,7 +88,7 @@ def _table_cells(
             continue
         values = table[name].astype(float).round(3).where(compared)  # what looks the same is equally good
         if compared.sum() > 1 and values.notna().any():
-            best[name] = values == (values.min() if name in lower_is_better else values.max())
+            best[name] = values == values.max()
     rows = [
         (name, list(zip(texts, flags)))
         for name, texts, flags in zip(table.index, formatted.to_numpy(), best.to_numpy())

@@ -23,7 +23,7 @@ from neds_hf.models.configuration_neds import PRESETS
 from neds_hf.training.arguments import NEDSTrainingArguments, parse_training_arguments, training_parser
 from neds_hf.training.fit import configuration_of, fit, split_loader
 from neds_hf.training.inference import predict
-from neds_hf.training.runs import finish_run, start_run, write_json
+from neds_hf.training.runs import finish_run, start_run, write_arrays, write_json
 from neds_hf.training.sessions import Recordings, load_model, mean_table, open_recordings
 
 # NEDS that does only one of the two: its task.
@@ -183,17 +183,13 @@ def configuration(
 
 
 def write_predictions(folder: Path, trials: SessionTrials, predictions: Predictions) -> None:
-    """`predictions/<session>.npz`: either there and whole, or not there."""
+    """`predictions/<session>.npz`."""
     classes = {
         f"{name}_classes": np.array(given) for name, given in trials.classes.items() if name in predictions
     }
     arrays = {name: np.asarray(values, np.float32) for name, values in predictions.items()}
     file = folder / "predictions" / f"{trials.session}.npz"
-    file.parent.mkdir(exist_ok=True)
-    unfinished = file.with_name(file.name + ".unfinished")
-    with open(unfinished, "wb") as stream:
-        np.savez_compressed(stream, trial_index=trials.trial_index, **classes, **arrays)
-    unfinished.replace(file)
+    write_arrays(file, trial_index=trials.trial_index, **classes, **arrays)
 
 
 def score(file: Path, trials: SessionTrials, null_rates: np.ndarray) -> dict[str, float]:

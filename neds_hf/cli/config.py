@@ -33,10 +33,7 @@ def use_config(
         metavar="FILE",
         help=f"YAML file with options in a section `{command}:`; the command line wins over it",
     )
-    file = None
-    for word, following in zip(argv, [*argv[1:], None]):
-        if word == "--config" or word.startswith("--config="):
-            file = following if word == "--config" else word.partition("=")[2]
+    file = value_in(argv, "--config")
     if file is None:
         return
     given = {}
@@ -65,6 +62,15 @@ def use_config(
     parser.set_defaults(**given)
 
 
+def value_in(argv: list[str], option: str) -> str | None:
+    """What follows an option on the command line, the last time; None where it is not there."""
+    value = None
+    for word, following in zip(argv, [*argv[1:], None]):
+        if word == option or word.startswith(f"{option}="):
+            value = following if word == option else word.partition("=")[2]
+    return value
+
+
 def parse_settings(pairs: Collection[str], settable: Collection[str]) -> dict:
     """`NAME=VALUE` pairs of `--set`, the last of a name; values are JSON, else YAML.
 
@@ -80,16 +86,23 @@ def parse_settings(pairs: Collection[str], settable: Collection[str]) -> dict:
     return values
 
 
-def _section(file: str, command: str) -> dict:
-    """A command's section; all its scalars are text, as they would be on the command line.
+def read_as_text(file: str | Path):
+    """Content of a YAML file whose scalars are all text.
 
     YAML 1.1 would make `no` false, `2e-4` text and some session ids numbers.
+
+    Raises:
+        NEDSError: There is no such file, or it is no YAML.
     """
     try:
-        content = yaml.load(Path(file).read_text(), Loader=yaml.BaseLoader)
+        return yaml.load(Path(file).read_text(), Loader=yaml.BaseLoader)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise NEDSError(f"{file}: expected a YAML file ({reason})") from None
+        raise NEDSError(f"{file}: expected a YAML file ({' '.join(str(error).split())})") from None
+
+
+def _section(file: str, command: str) -> dict:
+    """A command's section; all its scalars are text, as they would be on the command line."""
+    content = read_as_text(file)
     section = content.get(command) if isinstance(content, dict) else None
     if not isinstance(section, dict):
         raise NEDSError(f"{file}: expected a section {command!r}, a mapping of options to their values")

@@ -5,6 +5,7 @@ import os
 import pandas as pd
 
 from neds_hf.analysis.report import text_table
+from neds_hf.analysis.summary import is_headline
 from neds_hf.training.sessions import mean_table
 
 
@@ -13,10 +14,4 @@ def print_scores(scores: dict[str, dict[str, float]]) -> None:
     if not scores or os.environ.get("RANK", "0") != "0":
         return
     table = pd.DataFrame.from_dict({**scores, "mean": mean_table(scores)}, orient="index")
-    shown = [
-        name
-        for name in table
-        if name == "bits_per_spike" or (name.endswith(("_r2", "_accuracy")) and "balanced" not in name)
-        if name != "psth_r2"
-    ]
-    print(text_table(table[shown]))
+    print(text_table(table[[name for name in table if is_headline(name)]]))

@@ -40,7 +40,7 @@ from neds_hf.models.configuration_neds import PRESETS
 from neds_hf.training.arguments import NEDSTrainingArguments
 from neds_hf.training.fit import fit, split_loader
 from neds_hf.training.inference import TASKS, predict
-from neds_hf.training.runs import environment, finish_run, start_run, write_json
+from neds_hf.training.runs import environment, finish_run, start_run, write_arrays, write_json
 from neds_hf.training.sessions import Recordings, load_model, mean_table, open_recordings
 
 # How the models are trained, beyond the defaults of `NEDSTrainingArguments`. `eval_steps` is the share of the
@@ -211,10 +211,7 @@ def baseline(file: Path, recording: Recordings, seed: int) -> dict[str, np.ndarr
             return predictions
     (eid,) = recording.session_ids
     predictions = linear_baseline(recording.trials(eid, "train"), recording.trials(eid, "test"), seed)
-    file.parent.mkdir(exist_ok=True)
-    unfinished = file.with_name(f"{eid}.unfinished.npz")
-    np.savez(unfinished, data_fingerprint=recording.fingerprint, **predictions)
-    unfinished.replace(file)
+    write_arrays(file, data_fingerprint=np.array(recording.fingerprint), **predictions)
     return predictions
 
 

@@ -17,7 +17,7 @@ from neds_hf.models import NEDSProcessor
 from neds_hf.training.fit import split_loader
 from neds_hf.training.inference import score, score_single_behaviors
 from neds_hf.training.runs import check_output, environment, write_json
-from neds_hf.training.sessions import Recordings, check_fits, load_models, open_recordings
+from neds_hf.training.sessions import Recordings, known_recordings, load_models, open_recordings
 
 TITLES = {"encoding": "Encoding, spikes from behaviour", "decoding": "Decoding, behaviour from spikes"}
 
@@ -47,18 +47,7 @@ def main(argv: list[str] | None = None) -> None:
 
     model, processor = load_models(arguments.model)
     recordings = open_recordings(arguments.dataset)
-    if arguments.session:
-        recordings = recordings.only(arguments.session)
-    known = [session for session in recordings.session_ids if session in processor.session_ids]
-    sessions = arguments.session or known
-    unknown = sorted(set(sessions) - set(processor.session_ids))
-    if unknown or not sessions:
-        raise NEDSError(
-            f"{arguments.model[0]} does not know session {', '.join(unknown or recordings.session_ids)} of "
-            f"{arguments.dataset}; `neds finetune` adapts it"
-        )
-    recordings = recordings.only(sessions)
-    check_fits(processor, recordings)
+    recordings = known_recordings(recordings, processor, arguments.model[0], arguments.session)
     split = arguments.split
     warnings = []
     if others := trained_on_others(processor, recordings, split):

@@ -12,8 +12,8 @@ from neds_hf.errors import NEDSError
 from neds_hf.models import NEDSProcessor
 from neds_hf.training.fit import split_loader
 from neds_hf.training.inference import TASKS, predict
-from neds_hf.training.runs import check_output
-from neds_hf.training.sessions import check_fits, load_models, open_recordings
+from neds_hf.training.runs import check_output, write_arrays
+from neds_hf.training.sessions import known_recordings, load_models, open_recordings
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -53,11 +53,7 @@ def main(argv: list[str] | None = None) -> None:
     for name, classes in processor.behaviors.items():
         if name in predictions and classes is not None:
             arrays[f"{name}_classes"] = np.array(classes)
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = arguments.output.with_name(arguments.output.name + ".unfinished")
-    with open(unfinished, "wb") as file:
-        np.savez_compressed(file, **arrays, **predictions)
-    unfinished.replace(arguments.output)
+    write_arrays(arguments.output, **arrays, **predictions)
     print(f"{arguments.output}: " + ", ".join(f"{k} {v.shape}" for k, v in predictions.items()))
 
 
@@ -69,9 +65,7 @@ def from_dataset(processor: NEDSProcessor, arguments) -> tuple[str, np.ndarray, 
             f"{arguments.dataset} has {len(recordings.session_ids)} sessions; say which with --session"
         )
     session = arguments.session or recordings.session_ids[0]
-    recordings = recordings.only([session])
-    check_known(processor, session)
-    check_fits(processor, recordings)
+    recordings = known_recordings(recordings, processor, arguments.model[0], [session])
     split = arguments.split or "test"
     trials = recordings.trials(session, split)
     units = np.arange(trials.spike_counts.shape[2], dtype=np.int32)
@@ -85,7 +79,8 @@ def from_arrays(processor: NEDSProcessor, arguments) -> tuple[str, np.ndarray, n
     named = [name for name in processor.behaviors if name in there and name not in IBL_BEHAVIORS]
     classes = {name: tuple(given) for name, given in processor.behaviors.items() if given is not None}
     recording = read_arrays(path, None, named, classes)
-    check_known(processor, recording.session)
+    if recording.session not in processor.session_ids:
+        raise NEDSError(f"the model does not know session {recording.session}; `neds finetune` adapts it")
     found = (recording.spike_counts.shape[1], recording.bin_size_s, recording.window_s[0])
     expected = (processor.num_bins, processor.bin_size_s, processor.window_start_s)
     if not np.allclose(found, expected) or recording.align_event != processor.align_event:
@@ -127,8 +122,3 @@ def from_arrays(processor: NEDSProcessor, arguments) -> tuple[str, np.ndarray, n
     rows = range(len(recording.trial_index))
     loader = DataLoader(rows, batch_size=arguments.batch_size, collate_fn=collate)
     return recording.session, recording.trial_index, unit_index, loader
-
-
-def check_known(processor: NEDSProcessor, session: str) -> None:
-    if session not in processor.session_ids:
-        raise NEDSError(f"the model does not know session {session}; `neds finetune` adapts it")

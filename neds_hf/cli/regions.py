@@ -5,7 +5,6 @@ import importlib.util
 from pathlib import Path
 
 import pandas as pd
-import yaml
 
 from neds_hf.analysis.regions import (
     FOLDS,
@@ -16,9 +15,10 @@ from neds_hf.analysis.regions import (
     unit_regions,
 )
 from neds_hf.analysis.report import FIGURE_DPI, text_table
+from neds_hf.cli.config import read_as_text
 from neds_hf.errors import NEDSError
 from neds_hf.training.runs import fingerprint_of, finish_run, start_run, write_json
-from neds_hf.training.sessions import check_fits, load_model, open_recordings
+from neds_hf.training.sessions import known_recordings, load_model, open_recordings
 
 MAPPINGS = ("allen", "beryl", "cosmos")
 
@@ -49,20 +49,9 @@ def main(argv: list[str] | None = None) -> None:
 
     model, processor = load_model(arguments.model)
     recordings = open_recordings(arguments.dataset)
-    if arguments.session:
-        recordings = recordings.only(arguments.session)
-    known = [session for session in recordings.session_ids if session in processor.session_ids]
-    sessions = arguments.session or known
-    unknown = sorted(set(sessions) - set(processor.session_ids))
-    if unknown or not sessions:
-        raise NEDSError(
-            f"{arguments.model} does not know session {', '.join(unknown or recordings.session_ids)} of "
-            f"{arguments.dataset}; `neds finetune` adapts it"
-        )
+    recordings = known_recordings(recordings, processor, arguments.model, arguments.session)
     if "validation" in recordings.splits:  # a model may have learned from both; so do the statistics
         recordings = recordings.trained_on(["train", "validation"])
-    recordings = recordings.only(sessions)
-    check_fits(processor, recordings)
     try:
         regions, left_out = unit_regions(
             recordings.units, arguments.mapping, groups, arguments.regions, arguments.min_units
@@ -129,10 +118,7 @@ def read_groups(file: Path) -> dict[str, str]:
     Raises:
         NEDSError: The file is no such mapping.
     """
-    try:
-        groups = yaml.load(file.read_text(), Loader=yaml.BaseLoader)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise NEDSError(f"{file}: expected a YAML file ({' '.join(str(error).split())})") from None
+    groups = read_as_text(file)
     if not isinstance(groups, dict) or not all(isinstance(group, str) for group in groups.values()):
         raise NEDSError(f"{file}: expected a mapping of acronyms to classes, such as `VISp: visual cortex`")
     return groups

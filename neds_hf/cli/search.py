@@ -14,7 +14,7 @@ import yaml
 from transformers import HfArgumentParser, TrainerCallback
 
 from neds_hf.cli import finetune, pretrain
-from neds_hf.cli.config import parse_settings, use_config
+from neds_hf.cli.config import parse_settings, use_config, value_in
 from neds_hf.cli.console import print_scores
 from neds_hf.errors import NEDSError
 from neds_hf.hub.push import push_run
@@ -184,15 +184,6 @@ def parser_of(argv: list[str]) -> tuple[str, HfArgumentParser]:
     parser = training_parser(kind, "search", __doc__)
     use_config(parser, command, argv, SETTABLE[command])
     return command, parser
-
-
-def value_in(argv: list[str], option: str) -> str | None:
-    """What follows an option on the command line."""
-    value = None
-    for word, following in zip(argv, [*argv[1:], None]):
-        if word == option or word.startswith(f"{option}="):
-            value = following if word == option else word.partition("=")[2]
-    return value
 
 
 def asked_for(command: str, arguments: SearchArguments, argv: list[str]) -> tuple[dict, int, str]:

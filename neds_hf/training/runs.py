@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from neds_hf.errors import NEDSError
@@ -58,6 +59,15 @@ def write_json(path: Path, content: dict) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(path.name + ".unfinished")
     unfinished.write_text(json.dumps(_finite_or_none(content), indent=2, allow_nan=False) + "\n")
+    unfinished.replace(path)
+
+
+def write_arrays(path: Path, /, **arrays: np.ndarray) -> None:
+    """Write an `.npz` file that is either there and whole, or not there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(path.name + ".unfinished")
+    with open(unfinished, "wb") as file:
+        np.savez_compressed(file, **arrays)
     unfinished.replace(path)
 
 

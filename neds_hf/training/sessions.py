@@ -310,6 +310,30 @@ def check_fits(processor: NEDSProcessor, recordings: Recordings) -> None:
                 )
 
 
+def known_recordings(
+    recordings: Recordings, processor: NEDSProcessor, model: str, sessions: list[str] | None
+) -> Recordings:
+    """Those sessions that a model knows: of all, or every one of these.
+
+    Args:
+        model: Its name, for errors.
+
+    Raises:
+        NEDSError: The dataset does not have one of these, the model does not know it or knows none of all, or the
+            recordings do not fit the model (`check_fits`).
+    """
+    asked = recordings.only(sessions) if sessions else recordings
+    known = [session for session in asked.session_ids if session in processor.session_ids]
+    unknown = [session for session in asked.session_ids if session not in known]
+    if not known or (sessions and unknown):
+        raise NEDSError(
+            f"{model} does not know session {', '.join(unknown)} of {recordings.source}; `neds finetune` adapts it"
+        )
+    recordings = asked.only(known)
+    check_fits(processor, recordings)
+    return recordings
+
+
 def add_sessions(model: NEDSModel, processor: NEDSProcessor, recordings: Recordings) -> list[str]:
     """Bring the sessions of `recordings` that are new to model and processor; return their ids.
 
