@@ -118,6 +118,18 @@ def test_operations_are_those_of_the_published_layout(scripts):
     assert 1 < 16 * steps.operations(config) / encoder < 1.02
 
 
+def test_the_weights_of_the_published_layout_that_the_page_names():
+    from neds_hf.models import NEDSConfig, NEDSModel
+
+    sessions = [str(place) for place in range(74)]
+    with torch.device("meta"):
+        model = NEDSModel(NEDSConfig(session_ids=sessions, unit_counts=[370] * 74, tokenizer="mlp"))
+    own = ("unit_", "session_")  # a tokenizer and a readout of every session's own
+    weights = sum(p.numel() for name, p in model.named_parameters() if name.startswith(own))
+    assert round(weights / 1e6) == 42
+    assert "27,380 units are 28 MB" in PAGE.read_text() and "42 million weights" in PAGE.read_text()
+
+
 def test_turns_are_taken_and_the_first_does_not_count(scripts):
     calls = []
     best = scripts["machine"].best_seconds(

@@ -294,6 +294,17 @@ def test_the_metadata_of_a_dataset(dataset):
     assert (card.data.pretty_name, card.data.license) == ("dataset", "unknown")
     assert (card.data.size_categories, card.data.task_categories) == (["n<1K"], ["other"])
     assert "sessions: 3 kept, 0 dropped" in card.text
+    assert "| `block` | class, prior probability of a stimulus on the left: 0.2, 0.5, 0.8 |" in card.text
+    assert "| `wheel_speed` | float32, one value a bin |" in card.text  # of arrays: in units of their own
+
+
+def test_the_unit_of_wheel_speed_that_was_read_from_alf(tmp_path):
+    def from_alf(recording):
+        recording.provenance |= ALF
+        return recording
+
+    out = write_dataset(tmp_path / "mice", ["ann"], change=from_alf)
+    assert "| `wheel_speed` | float32, one value a bin, rad/s |" in (out / "README.md").read_text()
 
 
 @pytest.mark.parametrize("trials, size", [(999, "n<1K"), (1000, "1K<n<10K"), (10**6, "n>1M")])

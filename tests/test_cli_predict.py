@@ -2,6 +2,7 @@
 
 import json
 import runpy
+import shutil
 import sys
 from pathlib import Path
 
@@ -39,6 +40,18 @@ def error_of(model_folder, tmp_path, capsys):
         return capsys.readouterr().err.strip().splitlines()[-1]
 
     return run
+
+
+def test_arrays_of_a_session_that_was_not_built_from_arrays_are_refused(error_of, model_folder, tmp_path):
+    """Its units have uuids, which arrays cannot name."""
+    model = shutil.copytree(model_folder, tmp_path / "model")
+    config = json.loads((model / "processor_config.json").read_text())
+    for session in config["sessions"]:
+        session["units"] = [f"uuid-{place}" for place in range(len(session["units"]))]
+    (model / "processor_config.json").write_text(json.dumps(config))
+    file = write_arrays(tmp_path / "bob.npz", simulate("bob"), np.arange(10))
+    error = error_of("--arrays", file, "--task", "decoding", "--model", model)
+    assert "named bob/0, ..., but the model's uuid-0, ..., as its dataset was not built from" in error
 
 
 def test_encoding_writes_log_rates_of_every_unit(predict, dataset):
@@ -247,7 +260,7 @@ def test_a_behaviour_whose_scale_is_not_known_alone_is_nothing_to_encode_from(er
 @pytest.mark.parametrize(
     "argv, message",
     [
-        (["--dataset", "DATASET"], "has 3 sessions; say which with --session"),
+        (["--dataset", "DATASET"], "has 3 sessions; say which with --session: ann, bob, cat"),
         (["--dataset", "DATASET", "--session", "eve"], "does not have session eve"),
         (["--dataset", "DATASET", "--session", "cat"], "does not know session cat of"),
         (["--dataset", "nowhere"], "no dataset folder nowhere"),

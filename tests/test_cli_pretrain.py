@@ -232,6 +232,7 @@ def test_the_help_lists_every_flag_with_its_meaning(capsys):
     for name, field in PretrainArguments.__dataclass_fields__.items():
         assert f"--{name}" in text and field.metadata["help"].split("(")[0].strip(". ") in text
     assert "--output" in text and "--seed" in text and "--push_to_hub" in text
+    assert "in one commit, when the run is finished" in " ".join(text.split())
 
 
 def test_validation_trials_can_be_trained_on_too(dataset, tmp_path):

@@ -26,7 +26,11 @@ def main(argv: list[str] | None = None) -> None:
     )
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--dataset", help="folder written by `neds build`, or a dataset id on the Hub")
-    source.add_argument("--arrays", type=Path, help=".npz trial arrays of a session that the model knows")
+    source.add_argument(
+        "--arrays",
+        type=Path,
+        help=".npz trial arrays of a session that the model knows, from a dataset of `neds build --arrays`",
+    )
     parser.add_argument("--split", choices=SPLITS, help="of the dataset (default: test)")
     parser.add_argument("--session", help="session of the dataset; needed where it has several")
     parser.add_argument("--task", required=True, choices=TASKS, help="encoding: spikes; decoding: behaviours")
@@ -62,7 +66,8 @@ def from_dataset(processor: NEDSProcessor, arguments) -> tuple[str, np.ndarray, 
     recordings = open_recordings(arguments.dataset)
     if arguments.session is None and len(recordings.session_ids) > 1:
         raise NEDSError(
-            f"{arguments.dataset} has {len(recordings.session_ids)} sessions; say which with --session"
+            f"{arguments.dataset} has {len(recordings.session_ids)} sessions; say which with --session: "
+            f"{recordings.listed_sessions}"
         )
     session = arguments.session or recordings.session_ids[0]
     recordings = known_recordings(recordings, processor, arguments.model[0], [session])
@@ -93,6 +98,11 @@ def from_arrays(processor: NEDSProcessor, arguments) -> tuple[str, np.ndarray, n
     places = {uuid: place for place, uuid in enumerate(recording.units["uuid"])}
     wanted = processor.session(recording.session)["units"]
     missing = [uuid for uuid in wanted if uuid not in places]
+    if len(missing) == len(wanted):
+        raise NEDSError(
+            f"{path}: units of trial arrays are named {recording.session}/0, ..., but the model's {wanted[0]}, "
+            "..., as its dataset was not built from trial arrays; take --dataset"
+        )
     if missing:
         raise NEDSError(f"{path} lacks {len(missing)} of the model's {len(wanted)} units: {missing[0]}, ...")
     unit_index = np.array([places[uuid] for uuid in wanted], np.int32)

@@ -106,6 +106,12 @@ class NEDSTrainingArguments(TrainingArguments):
     logging_nan_inf_filter: bool = field(
         default=False, metadata={"help": "Log the last sound loss in place of one that is no number."}
     )
+    push_to_hub: bool = field(
+        default=False, metadata={"help": "Upload the folder, in one commit, when the run is finished."}
+    )
+    hub_model_id: str | None = field(
+        default=None, metadata={"help": "USER/NAME of the repository. Default: the folder's name, yours."}
+    )
     hub_strategy: str = field(default="end", metadata={"help": "When to push, with --push_to_hub."})
 
     def __post_init__(self):

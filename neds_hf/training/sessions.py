@@ -87,6 +87,11 @@ class Recordings:
         rows = self.units[self.units["session"] == session].sort_values("unit_index")
         return rows["uuid"].tolist()
 
+    @property
+    def listed_sessions(self) -> str:
+        """The session ids, up to ten of them, for a message."""
+        return ", ".join(self.session_ids[:10]) + ", ..." * (len(self.session_ids) > 10)
+
     def only(self, sessions: list[str]) -> "Recordings":
         """These sessions alone, in the order of the table.
 
@@ -95,7 +100,9 @@ class Recordings:
         """
         missing = sorted(set(sessions) - set(self.session_ids))
         if missing:
-            raise NEDSError(f"{self.source} does not have session {', '.join(missing)}")
+            raise NEDSError(
+                f"{self.source} does not have session {', '.join(missing)}; it has {self.listed_sessions}"
+            )
         wanted = set(sessions)
 
         def keep(dataset: datasets.Dataset) -> datasets.Dataset:
