@@ -98,6 +98,18 @@ def test_the_linear_scores_are_those_of_its_predictions(finished, metrics, new_m
     assert scores["choice_accuracy"] == pytest.approx(choice)
 
 
+def test_the_linear_baseline_is_that_of_neds_baselines(finished, new_mouse, tmp_path):
+    data = ["--dataset", str(finished / "dataset"), "--dataset_config", "held_out"]
+    arguments = ["--methods", "linear", "--seed", "3", "--output", str(tmp_path), "--disable_tqdm", "true"]
+    assert main(["baselines", *data, *arguments]) == 0
+    with (
+        np.load(finished / "linear" / f"{new_mouse}.npz") as of_demo,
+        np.load(tmp_path / "linear" / "predictions" / f"{new_mouse}.npz") as expected,
+    ):
+        for name in ("log_rates", "wheel_speed", "whisker_motion_energy", "choice", "block"):
+            np.testing.assert_allclose(of_demo[name], expected[name], rtol=1e-5, atol=1e-6, err_msg=name)
+
+
 def test_true_rates_explain_the_spikes_better_than_any_method(metrics):
     bits = {method: mean["bits_per_spike"] for method, mean in metrics["mean"].items()}
     behavior, everything = (bits.pop(method) for method in demo.TRUE_RATES)

@@ -30,6 +30,7 @@ from neds_hf.analysis.comparison import (
 )
 from neds_hf.analysis.report import text_table, write_report
 from neds_hf.cli import finetune, pretrain
+from neds_hf.cli.baselines import with_validation
 from neds_hf.data.builder import BEHAVIORS, one_sources
 from neds_hf.data.schema import ConversionOptions
 from neds_hf.data.simulation import SimulationOptions, read_true_rates, simulate
@@ -210,7 +211,9 @@ def baseline(file: Path, recording: Recordings, seed: int) -> dict[str, np.ndarr
         if predictions.pop("data_fingerprint") == recording.fingerprint:
             return predictions
     (eid,) = recording.session_ids
-    predictions = linear_baseline(recording.trials(eid, "train"), recording.trials(eid, "test"), seed)
+    # NEDS chooses a checkpoint on the validation trials; linear models learn from them, as in `neds baselines`.
+    train = with_validation(recording, "test").trials(eid, "train")
+    predictions = linear_baseline(train, recording.trials(eid, "test"), seed)
     write_arrays(file, data_fingerprint=np.array(recording.fingerprint), **predictions)
     return predictions
 
@@ -269,7 +272,8 @@ def report(
             f"All data here are simulated: {settings['sessions']} mice that do the IBL decision task, with "
             f"neurons of their own. NEDS was pretrained on {num_pretrained} of them and fine-tuned on "
             f"{settings['new']} new ones; the table has the means over the new mice on test trials that no "
-            "training saw, beside the same model trained on each new mouse alone and linear models of it.\n\n"
+            "training saw, beside the same model trained on each new mouse alone and linear models of it. On its "
+            "validation trials NEDS chooses a checkpoint; the linear models learn from them as well.\n\n"
             "Bits/spike measure encoding, spikes predicted from behaviour; the others decoding, behaviour "
             "predicted from spikes. The last two rows are what the rates that the simulated neurons truly had "
             "reach: given the same behaviour, which no model can beat but by chance, and given everything that "
