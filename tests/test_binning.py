@@ -84,6 +84,11 @@ def test_a_trial_not_wholly_covered_is_missing():
     assert np.isnan(binned).tolist() == [[True] * 2, [False] * 2, [False] * 2, [True] * 2, [True] * 2]
 
 
+def test_a_trial_that_ends_with_the_last_sample_is_covered():
+    times = np.array([0.0, 0.0625, 0.125])
+    assert bin_continuous(times, np.array([1.0, 2.0, 4.0]), np.array([0.0]), 2, 0.0625).tolist() == [[2, 4]]
+
+
 def test_a_trial_with_a_long_pause_or_a_nan_is_missing():
     times = np.r_[np.arange(0, 1, 0.01), np.arange(1.2, 3, 0.01)]  # nothing between 0.99 and 1.2
     values = np.ones(len(times))

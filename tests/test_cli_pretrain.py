@@ -99,6 +99,15 @@ def test_the_seed_decides_the_weights(dataset, tmp_path):
     assert one == same != other
 
 
+def test_the_rows_of_units_have_a_weight_decay_of_their_own(dataset, tmp_path):
+    """The second of two steps, at the peak of the learning rate: 0.01 times 50 halves them."""
+    norms = []
+    for decay in ("0", "50"):
+        pretrain(dataset, tmp_path / decay, "--sessions", "ann", "--unit_weight_decay", decay)
+        norms.append(load_model(str(tmp_path / decay))[0].unit_embedding.weight.norm().item())
+    assert norms[1] == pytest.approx(norms[0] / 2, rel=0.01)
+
+
 @pytest.mark.parametrize(
     "options, attention",
     [

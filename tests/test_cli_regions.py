@@ -14,6 +14,7 @@ pytest.importorskip("matplotlib", reason="matplotlib is not installed (neds_hf[r
 
 from matplotlib.image import imread
 
+import neds_hf.analysis.regions as analysis
 import neds_hf.cli.regions as regions_command
 from neds_hf.cli.main import main
 from neds_hf.training.sessions import open_recordings
@@ -31,6 +32,12 @@ FEATURES = [
     "tokenizer + readout",
     "tokenizer + readout + statistics",
 ]
+
+
+@pytest.fixture(autouse=True)
+def few_penalties(monkeypatch):
+    """To choose from, to be quick."""
+    monkeypatch.setattr(analysis, "INVERSE_PENALTIES", (0.01, 1.0))
 
 
 def with_regions(recording):

@@ -175,3 +175,13 @@ def test_a_table_replaces_what_was_between_its_marks(scripts, tmp_path):
     page.write_text("before\n<!-- one -->\nold\n<!-- /one -->\nafter\n")
     scripts["common"].write_table(page, "one", "| new |\n")
     assert page.read_text() == "before\n<!-- one -->\n\n| new |\n\n<!-- /one -->\nafter\n"
+
+
+def test_the_table_on_the_page_is_of_what_the_file_holds(scripts, tmp_path, monkeypatch):
+    page, file = tmp_path / "page.md", tmp_path / "one.csv"
+    page.write_text("<!-- one -->\n<!-- /one -->\n")
+    monkeypatch.setattr(scripts["common"], "RESULTS", page)
+    results = pd.DataFrame({"bits": [1 / 3]})
+    scripts["common"].publish_table(file, results, lambda read: f"| {read['bits'].item()} |\n")
+    assert file.read_text() == "bits\n0.33333\n"
+    assert page.read_text() == "<!-- one -->\n\n| 0.33333 |\n\n<!-- /one -->\n"

@@ -1,7 +1,6 @@
 """Trials of a dataset or of an uploaded file, and one of them as a model predicts it."""
 
 import os
-from argparse import Namespace
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -114,8 +113,7 @@ def _open_upload(chosen: Chosen) -> Session:
         there = array_names(path)
         recorded = {*processor.behaviors, "probability_left"}.intersection(there)
         task = "encoding" if recorded else "decoding"  # spikes alone can be decoded
-        arguments = Namespace(arrays=path, task=task, batch_size=1)
-        session, trial_index, unit_index, loader = from_arrays(processor, arguments)
+        session, trial_index, unit_index, loader = from_arrays(processor, path, task, batch_size=1)
     except NEDSError as error:  # where the server keeps uploads is nobody's business
         raise NEDSError(str(error).replace(str(path), path.name)) from error
     regions = np.full(len(unit_index), "unknown")

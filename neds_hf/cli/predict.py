@@ -47,7 +47,9 @@ def main(argv: list[str] | None = None) -> None:
             raise NEDSError(
                 "--split and --session are of a --dataset; --arrays are one session, predicted whole"
             )
-        session, trial_index, unit_index, loader = from_arrays(processor, arguments)
+        session, trial_index, unit_index, loader = from_arrays(
+            processor, arguments.arrays, arguments.task, arguments.batch_size
+        )
     else:
         session, trial_index, unit_index, loader = from_dataset(processor, arguments)
     predictions = predict(model, processor, loader, arguments.task, progress="predict")
@@ -78,9 +80,11 @@ def from_dataset(processor: NEDSProcessor, arguments) -> tuple[str, np.ndarray, 
     return session, trials.trial_index, units, loader
 
 
-def from_arrays(processor: NEDSProcessor, arguments) -> tuple[str, np.ndarray, np.ndarray, DataLoader]:
+def from_arrays(
+    processor: NEDSProcessor, path: Path, task: str, batch_size: int
+) -> tuple[str, np.ndarray, np.ndarray, DataLoader]:
     """The same of trial arrays, with the units that the model knows, in its order."""
-    path, there = arguments.arrays, array_names(arguments.arrays)
+    there = array_names(path)
     named = [name for name in processor.behaviors if name in there and name not in IBL_BEHAVIORS]
     classes = {name: tuple(given) for name, given in processor.behaviors.items() if given is not None}
     recording = read_arrays(path, None, named, classes)
@@ -107,7 +111,7 @@ def from_arrays(processor: NEDSProcessor, arguments) -> tuple[str, np.ndarray, n
         raise NEDSError(f"{path} lacks {len(missing)} of the model's {len(wanted)} units: {missing[0]}, ...")
     unit_index = np.array([places[uuid] for uuid in wanted], np.int32)
     behaviors = {}
-    if arguments.task == "encoding":
+    if task == "encoding":
         recorded = {**recording.continuous, **recording.categorical}
         scaling = processor.session(recording.session)["scaling"]  # without a scale it is missing
         usable = {name for name, classes in processor.behaviors.items() if classes or name in scaling}
@@ -130,5 +134,5 @@ def from_arrays(processor: NEDSProcessor, arguments) -> tuple[str, np.ndarray, n
             raise NEDSError(f"{path}: {error}") from error
 
     rows = range(len(recording.trial_index))
-    loader = DataLoader(rows, batch_size=arguments.batch_size, collate_fn=collate)
+    loader = DataLoader(rows, batch_size=batch_size, collate_fn=collate)
     return recording.session, recording.trial_index, unit_index, loader
