@@ -207,6 +207,41 @@ def test_a_run_killed_between_checkpoints_ends_as_an_uninterrupted_one(dataset, 
     assert not list((tmp_path / "killed").glob("checkpoint-*"))
 
 
+def test_a_run_that_goes_on_by_another_path_keeps_its_best_checkpoint(dataset, tmp_path):
+    options = [
+        *"--max_steps 16 --eval_strategy steps --eval_steps 4 --save_strategy steps --save_steps 4".split(),
+        *"--metric_for_best_model loss --greater_is_better true --sessions ann bob".split(),  # the first is best
+    ]
+    process = subprocess.Popen(
+        [sys.executable, str(EXAMPLES / "pretrain.py"), *pretrain_arguments(dataset, "run"), *options],
+        cwd=tmp_path,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    written = tmp_path / "run" / "checkpoint-12" / "trainer_state.json"
+    while not (written.exists() and written.stat().st_size) and process.poll() is None:
+        time.sleep(0.002)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    assert main(["pretrain", *pretrain_arguments(dataset, tmp_path / "run"), *options]) == 0
+    assert main(["pretrain", *pretrain_arguments(dataset, tmp_path / "whole"), *options]) == 0
+    assert state_of(tmp_path / "run")["best_global_step"] == 4
+    weights, others = (load_file(tmp_path / name / "model.safetensors") for name in ("run", "whole"))
+    assert all(torch.equal(weights[name], others[name]) for name in others)
+
+
+def test_a_run_killed_before_its_card_is_not_finished(dataset, tmp_path):
+    kill = (
+        "import os, sys; from neds_hf.cli.main import main; sys.addaudithook(lambda event, args: "
+        "event == 'open' and str(args[0]).endswith('README.md') and args[1] == 'w' and os.kill(os.getpid(), 9)); "
+        "main()"
+    )
+    argv = ["pretrain", *pretrain_arguments(dataset, tmp_path), "--max_steps", "2"]
+    assert subprocess.run([sys.executable, "-c", kill, *argv], check=False).returncode == -signal.SIGKILL
+    assert main(argv) == 0
+    assert (tmp_path / "README.md").exists() and not list(tmp_path.glob("checkpoint-*"))
+
+
 def test_a_run_that_failed_before_its_first_checkpoint_does_not_block_its_folder(dataset, tmp_path, capsys):
     argv = [*pretrain_arguments(dataset, tmp_path), "--max_steps", "2"]
     split = ["--gradient_accumulation_steps", "20"]

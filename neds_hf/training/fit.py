@@ -16,7 +16,7 @@ from neds_hf.models.modeling_neds import NEDSModel
 from neds_hf.models.processing_neds import NEDSProcessor
 from neds_hf.training.arguments import NEDSTrainingArguments
 from neds_hf.training.inference import score, sums_of
-from neds_hf.training.runs import finish_run, hub_id, last_checkpoint, start_run, write_json
+from neds_hf.training.runs import finish_run, hub_id, last_checkpoint, note, start_run, write_json
 from neds_hf.training.sessions import Recordings, mean_table
 from neds_hf.training.strategies import GradualUnfreezing
 from neds_hf.training.trainer import NEDSTrainer, global_batch_size
@@ -142,10 +142,11 @@ def fit(
         results = {"best_validation": trainer.state.best_metric, "test": mean_table(scores)}
         base = configuration["model"]  # of a new model: its configuration
         base = {"name": Path(base).name, "hub_id": hub_id(base)} if isinstance(base, str) else None
-        finish_run(folder, results, data=described(recordings), base=base)
+        note(folder, data=described(recordings), base=base)
+        trainer.create_model_card()
+        finish_run(folder, results)
         for rest in folder.glob("checkpoint-*"):
             shutil.rmtree(rest)
-        trainer.create_model_card()
     return scores
 
 
