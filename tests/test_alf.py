@@ -175,6 +175,12 @@ def test_trials_align_to_another_event_and_window(tmp_path):
     assert counts[0].tolist() == [[1, 0, 0], [0, 1, 0], [0, 0, 1], [0, 0, 0]]
 
 
+def test_what_is_no_time_is_no_event_to_align_to(tmp_path):
+    write_session(tmp_path)
+    with pytest.raises(NEDSError, match="choice is no event to align to"):
+        read_only_session(tmp_path, ConversionOptions(align_event="choice"))
+
+
 def test_trials_outside_the_spike_recording_are_dropped(tmp_path):
     folder = write_session(tmp_path) / "probe00" / "pykilosort"
     times, clusters = np.load(folder / "spikes.times.npy"), np.load(folder / "spikes.clusters.npy")

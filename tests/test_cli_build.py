@@ -347,3 +347,8 @@ def test_read_ids_refuses_a_file_that_is_not_text(tmp_path):
     (tmp_path / "ids").write_bytes(b"\xff\xfe\xff")
     with pytest.raises(NEDSError, match="ids: expected a text file"):
         build.read_ids(tmp_path / "ids")
+
+
+def test_read_ids_takes_what_windows_editors_write(tmp_path):
+    (tmp_path / "ids").write_bytes(b"\xef\xbb\xbfann\r\nbob\r\n")
+    assert build.read_ids(tmp_path / "ids") == ["ann", "bob"]

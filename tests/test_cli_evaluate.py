@@ -1,5 +1,6 @@
 """`neds evaluate`: every flag, its errors and its exit status."""
 
+import io
 import json
 import runpy
 import shutil
@@ -92,6 +93,14 @@ def test_two_tables_have_a_row_a_session_then_mean_and_standard_error(evaluate, 
     assert (
         list(report["sessions"]["bob"].values()).count(None) == 3
     )  # of the whiskers: two R², encoding from them
+
+
+def test_the_tables_are_printed_where_the_output_has_no_such_characters(evaluate, monkeypatch):
+    printed = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(printed, "ascii"))
+    evaluate()
+    sys.stdout.flush()
+    assert b"\n? s.e. " in printed.getvalue()
 
 
 def test_a_split_and_a_session(evaluate):

@@ -269,6 +269,20 @@ def test_only_the_best_is_pushed(dataset, tmp_path):
     assert hub.files("model", "lab/neds")["run.json"] == (tmp_path / "out/best/run.json").read_bytes()
 
 
+def test_an_adapter_of_a_local_model_with_push_to_hub_is_refused_before_any_training(
+    model_folder, dataset, tmp_path, capsys
+):
+    argv = ["--model", model_folder, "--dataset", dataset, "--output", tmp_path / "out", "--session", "cat"]
+    push = ["--push_to_hub", "--hub_model_id", "lab/adapter", "--trials", 2]
+    rates = "learning_rate: {low: 1e-3, high: 3e-2}"
+    for more in (
+        ["--strategy", "lora", "--space", f"{{{rates}}}"],
+        ["--space", f"{{{rates}, strategy: {{choices: [full, lora]}}}}"],
+    ):
+        assert "which only this machine has" in error_of(capsys, [*argv, *push, *more, *FIXED])
+        assert not (tmp_path / "out").exists()
+
+
 # --- kills ---
 
 
@@ -374,6 +388,13 @@ def test_what_is_wrong_with_a_file_is_one_line(dataset, tmp_path, capsys, text, 
     argv = ["--config", file, "--dataset", dataset, "--output", tmp_path / "out", "--max_steps", 1]
     assert message in error_of(capsys, argv)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(dataset, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    assert error_of(capsys, arguments(dataset, tmp_path / "file" / "out")).endswith(
+        f"Not a directory: '{tmp_path / 'file' / 'out'}'"
+    )
 
 
 def test_a_dataset_without_validation_trials_is_refused(tmp_path, capsys):

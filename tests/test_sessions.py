@@ -102,6 +102,13 @@ def test_what_is_no_dataset_is_refused(tmp_path, dataset):
         open_recordings(copy)
 
 
+def test_a_cache_that_cannot_be_written_is_not_said_of_the_dataset(dataset, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "file" / "datasets")
+    with pytest.raises(NEDSError, match=r"the cache of datasets \(in \$HF_HOME\) not be written: .*/file"):
+        open_recordings(dataset)
+
+
 def test_what_is_no_model_is_refused(tmp_path, model_folder):
     with pytest.raises(NEDSError, match="no model folder nowhere"):
         load_model("nowhere")

@@ -69,6 +69,12 @@ def test_a_run_says_what_it_was_made_with(model_folder, dataset):
     assert run["started"] < run["finished"] and run["results"]["test"]["choice_accuracy"] >= 0
 
 
+def test_the_curves_are_of_means_as_those_of_every_session_would_outgrow_the_checkpoint(model_folder):
+    names = {name for entry in state_of(model_folder)["log_history"] for name in entry}
+    assert {"loss", "eval_loss", "eval_mean", "eval_choice_accuracy"} <= names
+    assert not [name for name in names if "/" in name]
+
+
 def test_what_is_not_defined_is_null_in_the_files(model_folder):
     def refuse(constant):
         raise AssertionError(f"{constant} is no JSON")
@@ -205,6 +211,38 @@ def test_a_run_killed_between_checkpoints_ends_as_an_uninterrupted_one(dataset, 
     metrics, other = ((tmp_path / name / "metrics.json").read_text() for name in ("killed", "whole"))
     assert metrics == other
     assert not list((tmp_path / "killed").glob("checkpoint-*"))
+
+
+def killed_on_writing(file: str, argv: list[str], folder: Path) -> None:
+    """Run a command in a folder until it opens this file."""
+    kill = (
+        f"import os, sys; from neds_hf.cli.main import main; sys.addaudithook(lambda event, args: event == 'open' "
+        f"and str(args[0]).endswith({file!r}) and args[1] == 'w' and os.kill(os.getpid(), 9)); main()"
+    )
+    process = subprocess.run([sys.executable, "-c", kill, *argv], cwd=folder, check=False)
+    assert process.returncode == -signal.SIGKILL
+
+
+def test_a_run_that_goes_on_by_another_path_keeps_its_best_checkpoint(dataset, tmp_path):
+    options = [
+        *"--max_steps 8 --eval_strategy steps --eval_steps 4 --save_strategy steps --save_steps 4".split(),
+        *"--metric_for_best_model loss --greater_is_better true".split(),  # the first is best
+        *"--save_total_limit 2 --sessions ann bob".split(),
+    ]
+    argv = ["pretrain", *pretrain_arguments(dataset, "run"), *options]
+    killed_on_writing("run/config.json", argv, tmp_path)  # after the last checkpoint
+    assert main(["pretrain", *pretrain_arguments(dataset, tmp_path / "run"), *options]) == 0
+    assert main(["pretrain", *pretrain_arguments(dataset, tmp_path / "whole"), *options]) == 0
+    assert state_of(tmp_path / "run")["best_global_step"] == 4
+    weights, others = (load_file(tmp_path / name / "model.safetensors") for name in ("run", "whole"))
+    assert all(torch.equal(weights[name], others[name]) for name in others)
+
+
+def test_a_run_killed_before_its_card_is_not_finished(dataset, tmp_path):
+    argv = ["pretrain", *pretrain_arguments(dataset, tmp_path), "--max_steps", "2"]
+    killed_on_writing("README.md", argv, tmp_path)
+    assert main(argv) == 0
+    assert (tmp_path / "README.md").exists() and not list(tmp_path.glob("checkpoint-*"))
 
 
 def test_a_run_that_failed_before_its_first_checkpoint_does_not_block_its_folder(dataset, tmp_path, capsys):

@@ -89,7 +89,7 @@ def _some_of(there: list[str], sessions: list[str] | None, file: Path, where: st
 def read_ids(path: Path) -> list[str]:
     """Session ids of a text file, one a line."""
     try:
-        ids = path.read_text().split()
+        ids = path.read_text("utf-8-sig").split()  # Windows' editors put a mark before the first
     except (OSError, UnicodeDecodeError) as error:
         raise NEDSError(f"{path}: expected a text file with a session id a line ({error})") from None
     if not ids:

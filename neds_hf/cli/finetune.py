@@ -103,11 +103,8 @@ def prepare(
     model, processor = load_model(source, settings)
     if strategy == "lora" and find_adapter_config_file(source):
         raise NEDSError(f"{source} is an adapter itself; --strategy lora starts from a whole model")
-    if strategy == "lora" and args.push_to_hub and is_only_here(model.name_or_path):
-        raise NEDSError(
-            f"--push_to_hub: an adapter of {source} is of no use without that model, which only this machine has: "
-            "push it first, and give its USER/NAME as --model"
-        )
+    if strategy == "lora" and args.push_to_hub:
+        check_base(model, source)
     configuration = configuration_of(
         args,
         recordings,
@@ -124,3 +121,16 @@ def prepare(
     if strategy == "gradual":
         args.ddp_find_unused_parameters = True  # for a time there are some
     return model, processor, configuration
+
+
+def check_base(model: NEDSModel, source: str) -> None:
+    """Make sure that an adapter of the model, from `source`, can be pushed.
+
+    Raises:
+        NEDSError: The model is not on the Hub.
+    """
+    if is_only_here(model.name_or_path):
+        raise NEDSError(
+            f"--push_to_hub: an adapter of {source} is of no use without that model, which only this machine has: "
+            "push it first, and give its USER/NAME as --model"
+        )

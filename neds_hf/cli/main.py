@@ -2,6 +2,7 @@
 
 import gc
 import importlib
+import io
 import sys
 
 from neds_hf.errors import NEDSError
@@ -41,10 +42,16 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(name: str, argv: list[str] | None = None) -> int:
     """Run the command ``name`` as ``neds NAME`` and the file of that name in ``examples/`` both do."""
-    command = importlib.import_module(f"neds_hf.cli.{name}")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # where it has no ², better R? than no table
     try:
-        command.main(argv)
+        importlib.import_module(f"neds_hf.cli.{name}").main(argv)
     except NEDSError as error:
+        print(f"neds {name}: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:  # such as a full disc
+        if error.errno is None:
+            raise
         print(f"neds {name}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -134,7 +134,11 @@ def main(argv: list[str] | None = None) -> None:
     recordings.split("validation")
     base = {}
     if command == "finetune":
-        base["model_fingerprint"] = fingerprint_of(load_model(arguments.model)[0])
+        model, _ = load_model(arguments.model)
+        strategies = space["strategy"].choices if "strategy" in space else [arguments.strategy]
+        if "lora" in strategies and args.push_to_hub:
+            finetune.check_base(model, arguments.model)
+        base["model_fingerprint"] = fingerprint_of(model)
 
     folder = Path(args.output_dir)
     how = ("model", "strategy", "preset", "scaling", "set", "sampler", "pruner")

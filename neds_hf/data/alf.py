@@ -385,6 +385,12 @@ def _read_trials(datasets: _SessionDatasets, align_event: str) -> tuple[pd.DataF
     if not np.isin(choice[np.isfinite(choice)], (-1, 0, 1)).all():
         values = np.unique(choice).tolist()
         raise NEDSError(f"{datasets.session}: choices of trials must be -1, 0 or 1, but are {values}")
+    event = trials[align_event][np.isfinite(trials[align_event])]
+    if not align_event.endswith("_times") and (np.diff(event) <= 0).any():
+        raise NEDSError(
+            f"{datasets.session}: {align_event} is no event to align to, as its values do not increase from trial "
+            "to trial"
+        )
     return pd.DataFrame(trials), task
 
 
@@ -540,7 +546,7 @@ def _read_units(datasets: _SessionDatasets, probe: str, folder: str) -> pd.DataF
 
 
 @cache
-def _brain_regions():
+def brain_regions():
     from iblatlas.regions import BrainRegions
 
     return BrainRegions()
@@ -551,7 +557,7 @@ def _regions(allen_ids: np.ndarray | None, num_units: int) -> dict[str, np.ndarr
     mappings = ("Allen", "Beryl", "Cosmos")
     if allen_ids is None:
         return {mapping.lower(): np.full(num_units, None, dtype=object) for mapping in mappings}
-    brain = _brain_regions()
+    brain = brain_regions()
     row = pd.Index(brain.id).get_indexer(allen_ids)
     return {
         mapping.lower(): np.where(row >= 0, brain.acronym[brain.mappings[mapping]][row], None)

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from neds_hf.data.alf import brain_regions
 from neds_hf.data.schema import IBL_BEHAVIORS, IBL_CLASSES, TRIAL_COLUMNS, ConversionOptions, Recording
 from neds_hf.data.storage import Behaviors, Source
 from neds_hf.errors import NEDSError
@@ -266,9 +267,13 @@ def _trial_index(path: Path, arrays: np.lib.npyio.NpzFile, trials: int) -> np.nd
     if "trial_index" not in arrays:
         return np.arange(trials, dtype=np.int32)
     index = _array(path, arrays, "trial_index", (trials,))
-    if index.dtype.kind not in "iu" or (np.diff(index.astype(np.int64)) <= 0).any():
+    if (
+        index.dtype.kind not in "iu"
+        or (index.astype(np.int32) != index).any()
+        or (np.diff(index.astype(np.int64)) <= 0).any()
+    ):
         raise NEDSError(
-            f"{path}: trial_index must be whole numbers that increase, as trials are in time order"
+            f"{path}: trial_index must be whole numbers below 2**31 that increase, as trials are in time order"
         )
     return index.astype(np.int32)
 
@@ -280,12 +285,11 @@ def _units(path: Path, arrays: np.lib.npyio.NpzFile, session: str, num_units: in
         return units
     units["allen"] = _array(path, arrays, "unit_region", (num_units,)).astype(str)
     try:
-        from iblatlas.regions import BrainRegions
+        regions = brain_regions()
     except ImportError:
         raise NEDSError(
             f"{path}: brain regions need iblatlas, which `pip install neds_hf[ibl]` brings"
         ) from None
-    regions = BrainRegions()
     known = np.intersect1d(units["allen"], regions.acronym)
     for mapping in ("Beryl", "Cosmos"):
         mapped = dict(zip(known, regions.acronym2acronym(known, mapping)))

@@ -17,7 +17,7 @@ from neds_hf.models.modeling_neds import NEDSModel
 from neds_hf.models.processing_neds import NEDSProcessor
 from neds_hf.training.arguments import NEDSTrainingArguments
 from neds_hf.training.inference import score, sums_of
-from neds_hf.training.runs import finish_run, hub_id, last_checkpoint, start_run, write_json
+from neds_hf.training.runs import finish_run, hub_id, last_checkpoint, note, start_run, write_json
 from neds_hf.training.sessions import Recordings, mean_table
 from neds_hf.training.strategies import GradualUnfreezing
 from neds_hf.training.trainer import NEDSTrainer, global_batch_size
@@ -157,9 +157,9 @@ def write_results(
     write_json(folder / "metrics.json", {"mean": mean, "sessions": scores})
     base = configuration["model"]  # of a new model: its configuration
     base = {"name": Path(base).name, "hub_id": hub_id(base)} if isinstance(base, str) else None
-    results = {"best_validation": best_validation, "test": mean}
-    finish_run(folder, results, data=described(recordings), base=base)
+    note(folder, data=described(recordings), base=base)
     write_model_card(folder)
+    finish_run(folder, {"best_validation": best_validation, "test": mean})
 
 
 def described(recordings: Recordings) -> dict:

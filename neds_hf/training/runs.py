@@ -141,10 +141,15 @@ def differing_settings(
             yield f"{prefix}{name} {short.repr(value)} {in_one}, {short.repr(others)} {in_other}"
 
 
-def finish_run(folder: Path, results: dict, **more) -> None:
-    """Add the results, and what else is to be known of the run, to its file."""
+def note(folder: Path, **what) -> None:
+    """Add to the file of a run."""
     path = folder / RUN_FILE
-    write_json(path, {**json.loads(path.read_text()), **more, "finished": time.time(), "results": results})
+    write_json(path, {**json.loads(path.read_text()), **what})
+
+
+def finish_run(folder: Path, results: dict) -> None:
+    """Note that nothing is left to be done, and the results."""
+    note(folder, finished=time.time(), results=results)
 
 
 def hub_id(source: str) -> str | None:
@@ -153,14 +158,26 @@ def hub_id(source: str) -> str | None:
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """The newest whole checkpoint of a run. One whose writing or removal was cut off is removed."""
+    """The newest whole checkpoint of a run. One whose writing or removal was cut off is removed.
+
+    It then names the best one by the path that the folder has now, by which the Trainer keeps and finds it.
+    """
     whole = []
     for checkpoint in folder.glob("checkpoint-*"):
         if is_whole(checkpoint):
             whole.append(checkpoint)
         else:
             shutil.rmtree(checkpoint)
-    return max(whole, key=lambda checkpoint: int(checkpoint.name.split("-")[1]), default=None)
+    last = max(whole, key=lambda checkpoint: int(checkpoint.name.split("-")[1]), default=None)
+    if last is not None:
+        file = last / "trainer_state.json"
+        state = json.loads(file.read_text())
+        best = state.get("best_model_checkpoint")
+        if best and best != (there := str(folder / Path(best).name)):
+            unfinished = file.with_name(file.name + ".unfinished")
+            unfinished.write_text(json.dumps(state | {"best_model_checkpoint": there}, indent=2) + "\n")
+            unfinished.replace(file)
+    return last
 
 
 def is_whole(checkpoint: Path) -> bool:

@@ -125,7 +125,7 @@ def open_recordings(source: str | Path, config: str = "trials") -> Recordings:
         config: `"trials"` (all sessions), `"pretrain"` or `"held_out"` where the dataset has them.
 
     Raises:
-        NEDSError: There is no such dataset or configuration.
+        NEDSError: There is no such dataset or configuration, or the cache of `datasets` cannot be written.
     """
     source = str(source)
     if Path(source).exists() and not (Path(source) / "README.md").exists():
@@ -138,6 +138,10 @@ def open_recordings(source: str | Path, config: str = "trials") -> Recordings:
         sessions = datasets.load_dataset(source, "sessions", split="train").to_pandas()
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         reason = " ".join(str(error).split())
+        if getattr(error, "errno", None):  # of the system
+            raise NEDSError(
+                f"{source} cannot be read, or the cache of datasets (in $HF_HOME) not be written: {reason}"
+            ) from error
         raise NEDSError(f"{source} is no dataset with a configuration {config!r}: {reason}") from error
     recordings = Recordings(
         source, {name: splits[name] for name in SPLITS if name in splits}, units, sessions

@@ -60,7 +60,7 @@ class NEDSTrainer(Trainer):
     """Train `NEDSModel` on the `train` split of `recordings`, evaluate on `validation`.
 
     `evaluate` returns, with the prefix `eval_`, every metric's mean over sessions, the losses, and the metrics
-    of each session as `eval_<session>/<metric>`.
+    of each session as `eval_<session>/<metric>`; these go to the loggers, not into `trainer_state.json`.
 
     Args:
         model: The model; knows all sessions of `recordings`.
@@ -169,6 +169,12 @@ class NEDSTrainer(Trainer):
 
     def log(self, logs: dict[str, float], *args, **kwargs) -> None:
         super().log(logs, *args, **kwargs)
+        # The history is in every checkpoint; with all metrics of each of 84 sessions it would outgrow the weights.
+        last, best = (
+            self.state.log_history.pop(),
+            (self.args.metric_for_best_model or "").removeprefix("eval_"),
+        )
+        self.state.log_history.append({n: v for n, v in last.items() if "/" not in n or n == f"eval_{best}"})
         if not math.isfinite(logs.get("loss", 0.0)):
             raise Diverged(
                 f"training diverged: by step {self.state.global_step} the loss is no number any more; a lower "
