@@ -283,11 +283,15 @@ def test_a_checkpoint_whose_state_is_cut_off_is_removed(tmp_path):
     assert last_checkpoint(tmp_path) is None and not list(tmp_path.iterdir())
 
 
-def test_checkpoints_of_another_program_are_left_alone(tmp_path):
-    (tmp_path / "checkpoint-9").mkdir()
-    with pytest.raises(NEDSError, match=r"holds checkpoints, but no run\.json"):
-        start_run(tmp_path, {})
-    assert (tmp_path / "checkpoint-9").exists()
+@pytest.mark.parametrize(
+    "there", ["checkpoint-3/model.safetensors", "model.safetensors", "sessions/train.parquet"]
+)
+def test_a_model_or_dataset_of_another_origin_is_not_written_over(tmp_path, there):
+    (tmp_path / there).parent.mkdir(exist_ok=True)
+    (tmp_path / there).touch()
+    with pytest.raises(NEDSError, match=rf"holds {there.split('/')[0]}, but no run\.json says of what"):
+        start_run(tmp_path, {"seed": 0})
+    assert not (tmp_path / "run.json").exists()
 
 
 def test_a_file_is_whole_or_not_there(tmp_path):

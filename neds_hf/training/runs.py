@@ -20,6 +20,8 @@ from neds_hf.errors import NEDSError
 
 LIBRARIES = ("neds_hf", "torch", "transformers", "datasets", "accelerate", "numpy")
 RUN_FILE = "run.json"
+# Of checkpoints, models and datasets: no run begins where one of another origin lies.
+NOT_OVERWRITTEN = ("checkpoint-*", "*.safetensors", "sessions")
 TRAININGS = ("pretrain", "finetune")  # commands whose runs hold nothing before their first checkpoint
 
 # What the Trainer silently goes on without, or starts anew, where a checkpoint lacks it.
@@ -106,8 +108,8 @@ def start_run(folder: Path, configuration: dict) -> bool:
     A training that failed before its first checkpoint is forgotten.
 
     Raises:
-        NEDSError: The folder holds a run of another configuration, or checkpoints of something else, or cannot be
-            made.
+        NEDSError: The folder holds a run of another configuration, or checkpoints, a model or a dataset of another
+            origin, or cannot be made.
     """
     path = folder / RUN_FILE
     check_output(path)
@@ -121,8 +123,8 @@ def start_run(folder: Path, configuration: dict) -> bool:
         if begun or before.get("command") not in TRAININGS:
             changed = ", ".join(differing_settings(before, configuration))
             raise NEDSError(f"{folder} holds a run with other settings: {changed}; choose another folder")
-    elif any(folder.glob("checkpoint-*")):
-        raise NEDSError(f"{folder} holds checkpoints, but no {RUN_FILE} says of what; choose another folder")
+    elif there := next((path for name in NOT_OVERWRITTEN for path in folder.glob(name)), None):
+        raise NEDSError(f"{folder} holds {there.name}, but no {RUN_FILE} says of what; choose another folder")
     write_json(path, {"configuration": configuration, **environment(), "started": time.time()})
     return False
 
