@@ -170,11 +170,9 @@ class NEDSTrainer(Trainer):
     def log(self, logs: dict[str, float], *args, **kwargs) -> None:
         super().log(logs, *args, **kwargs)
         # The history is in every checkpoint; with all metrics of each of 84 sessions it would outgrow the weights.
-        last, best = (
-            self.state.log_history.pop(),
-            (self.args.metric_for_best_model or "").removeprefix("eval_"),
-        )
-        self.state.log_history.append({n: v for n, v in last.items() if "/" not in n or n == f"eval_{best}"})
+        best = "eval_" + (self.args.metric_for_best_model or "").removeprefix("eval_")
+        last = self.state.log_history.pop()
+        self.state.log_history.append({n: v for n, v in last.items() if "/" not in n or n == best})
         if not math.isfinite(logs.get("loss", 0.0)):
             raise Diverged(
                 f"training diverged: by step {self.state.global_step} the loss is no number any more; a lower "
