@@ -6,6 +6,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from accelerate.commands.config.config_args import load_config_from_file
@@ -105,7 +106,8 @@ def test_two_processes_that_are_cut_off_go_on_as_one(
     half_way = tmp_path / "checkpoint-11" / "trainer_state.json"
     while not (half_way.exists() and half_way.stat().st_size) and cut_off.poll() is None:
         time.sleep(0.002)
-    cut_off.terminate()
+    for process in psutil.Process(cut_off.pid).children():  # at once, before they are finished
+        process.kill()
     cut_off.communicate(timeout=60)
     assert "finished" not in json.loads((tmp_path / "run.json").read_text())
     assert last_checkpoint(tmp_path) is not None
