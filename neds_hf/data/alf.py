@@ -389,7 +389,7 @@ def _read_trials(datasets: _SessionDatasets, align_event: str) -> tuple[pd.DataF
     if not align_event.endswith("_times") and (np.diff(event) <= 0).any():
         raise NEDSError(
             f"{datasets.session}: {align_event} is no event to align to, as its values do not increase from trial "
-            "to trial"
+            "to trial; take a column of times, such as stimOn_times"
         )
     return pd.DataFrame(trials), task
 

@@ -33,7 +33,7 @@ def common_configuration(folders: Sequence[str]) -> dict:
         configurations.append(configuration)
     first, *others = ({k: v for k, v in c.items() if k not in MAY_DIFFER} for c in configurations)
     for folder, other in zip(folders[1:], others):
-        if changed := ", ".join(differing_settings(other, first, folder, folders[0])):
+        if changed := ", ".join(differing_settings(other, first, f"in {folder}", f"in {folders[0]}")):
             raise NEDSError(f"only fine-tunings that differ in the seed alone are averaged: {changed}")
     seeds = [configuration["seed"] for configuration in configurations]
     if len(set(seeds)) < len(seeds):

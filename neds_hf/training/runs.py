@@ -10,6 +10,7 @@ import reprlib
 import shutil
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 
@@ -56,21 +57,25 @@ def _cpu_name() -> str:
     return platform.processor()
 
 
-def write_json(path: Path, content: dict) -> None:
-    """Write a file that is either there and whole, or not there. What is not finite becomes null."""
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """Where to write what is then either there and whole, or not there; its folder is made."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(path.name + ".unfinished")
-    unfinished.write_text(json.dumps(_finite_or_none(content), indent=2, allow_nan=False) + "\n")
+    yield unfinished
     unfinished.replace(path)
+
+
+def write_json(path: Path, content: dict) -> None:
+    """Write a file that is either there and whole, or not there. What is not finite becomes null."""
+    with written_whole(path) as unfinished:
+        unfinished.write_text(json.dumps(_finite_or_none(content), indent=2, allow_nan=False) + "\n")
 
 
 def write_arrays(path: Path, /, **arrays: np.ndarray) -> None:
     """Write an `.npz` file that is either there and whole, or not there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(path.name + ".unfinished")
-    with open(unfinished, "wb") as file:
+    with written_whole(path) as unfinished, open(unfinished, "wb") as file:
         np.savez_compressed(file, **arrays)
-    unfinished.replace(path)
 
 
 def check_output(path: Path) -> None:
@@ -176,9 +181,8 @@ def last_checkpoint(folder: Path) -> Path | None:
         state = json.loads(file.read_text())
         best = state.get("best_model_checkpoint")
         if best and best != (there := str(folder / Path(best).name)):
-            unfinished = file.with_name(file.name + ".unfinished")
-            unfinished.write_text(json.dumps(state | {"best_model_checkpoint": there}, indent=2) + "\n")
-            unfinished.replace(file)
+            with written_whole(file) as unfinished:
+                unfinished.write_text(json.dumps(state | {"best_model_checkpoint": there}, indent=2) + "\n")
     return last
 
 
