@@ -6,3 +6,8 @@ class NEDSError(ValueError):
 
     The commands print it without a traceback and exit with status 2.
     """
+
+
+def one_line(error: BaseException) -> str:
+    """What an error of a library says, in one line."""
+    return " ".join(str(error).split())

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import yaml
 
-from neds_hf.errors import NEDSError
+from neds_hf.errors import NEDSError, one_line
 
 
 def use_config(
@@ -97,7 +97,7 @@ def read_as_text(file: str | Path):
     try:
         return yaml.load(Path(file).read_text(), Loader=yaml.BaseLoader)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise NEDSError(f"{file}: expected a YAML file ({' '.join(str(error).split())})") from None
+        raise NEDSError(f"{file}: expected a YAML file ({one_line(error)})") from None
 
 
 def _section(file: str, command: str) -> dict:

@@ -8,7 +8,7 @@ from transformers import PreTrainedConfig, set_seed
 
 from neds_hf.cli.config import parse_settings, use_config
 from neds_hf.cli.console import print_scores
-from neds_hf.errors import NEDSError
+from neds_hf.errors import NEDSError, one_line
 from neds_hf.hub.push import push_run
 from neds_hf.models import NEDSConfig, NEDSModel, NEDSProcessor
 from neds_hf.models.configuration_neds import PRESETS
@@ -100,8 +100,7 @@ def prepare(
             **settings,
         )
     except (ValueError, TypeError, StrictDataclassError) as error:
-        reason = " ".join(str(error).split())
-        raise NEDSError(f"the model cannot be configured so: {reason}") from error
+        raise NEDSError(f"the model cannot be configured so: {one_line(error)}") from error
     model = NEDSModel(config)
     for session in processor.session_ids:
         model.set_mean_counts(session, processor.mean_counts(session))

@@ -16,7 +16,7 @@ from transformers import HfArgumentParser, TrainerCallback
 from neds_hf.cli import finetune, pretrain
 from neds_hf.cli.config import parse_settings, use_config, value_in
 from neds_hf.cli.console import print_scores
-from neds_hf.errors import NEDSError
+from neds_hf.errors import NEDSError, one_line
 from neds_hf.hub.push import push_run
 from neds_hf.models import NEDSConfig
 from neds_hf.training.arguments import NEDSTrainingArguments, parse_training_arguments, training_parser
@@ -229,7 +229,7 @@ def read_yaml(text: str):
     try:
         return yaml.safe_load(Path(text).read_text() if isfile(text) else text)
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise NEDSError(f"{text}: expected YAML ({' '.join(str(error).split())})") from None
+        raise NEDSError(f"{text}: expected YAML ({one_line(error)})") from None
 
 
 def space_of(command: str, parser: HfArgumentParser, ranges: dict, where: str) -> dict:

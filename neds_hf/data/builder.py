@@ -25,7 +25,7 @@ from neds_hf.data.schema import (
     trial_features,
 )
 from neds_hf.data.storage import Behaviors, Source, convert, trial_files
-from neds_hf.errors import NEDSError
+from neds_hf.errors import NEDSError, one_line
 
 if TYPE_CHECKING:
     from one.api import One
@@ -77,7 +77,7 @@ def open_openalyx(cache_dir: Path | None) -> "One":
             base_url=url, username="intbrainlab", password="international", silent=True, cache_dir=cache_dir
         )
     except OSError as error:
-        raise NEDSError(f"{url}: the server cannot be reached ({' '.join(str(error).split())})") from None
+        raise NEDSError(f"{url}: the server cannot be reached ({one_line(error)})") from None
 
 
 def _read(open_one: Callable[[], "One"], session: str, options: ConversionOptions) -> Recording:

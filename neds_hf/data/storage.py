@@ -41,7 +41,7 @@ from neds_hf.data.schema import (
     trial_features,
 )
 from neds_hf.data.workers import outcomes
-from neds_hf.errors import NEDSError
+from neds_hf.errors import NEDSError, one_line
 
 # Spike counts of one row group: small enough to stream and shuffle, large enough for fast reads.
 ROW_GROUP_BYTES = 4 << 20
@@ -369,7 +369,7 @@ def _convert_session(
             (out / folder / file).unlink(missing_ok=True)
         if isinstance(error, NEDSError):
             return str(error).removeprefix(f"{source.session}: ")
-        return f"cannot be read: {type(error).__name__}: {' '.join(str(error).split())}"
+        return f"cannot be read: {type(error).__name__}: {one_line(error)}"
     return None
 
 

@@ -17,7 +17,7 @@ import torch
 import yaml
 
 from neds_hf.cards.model import write_model_card
-from neds_hf.errors import NEDSError
+from neds_hf.errors import NEDSError, one_line
 from neds_hf.models import NEDSConfig, NEDSModel, NEDSProcessor
 from neds_hf.models.configuration_neds import IBL_MODALITIES
 from neds_hf.training.runs import environment, write_json
@@ -59,7 +59,7 @@ def read_sessions(path: Path) -> dict[str, OriginalSession]:
     try:
         content = yaml.safe_load(path.read_text())  # of which JSON is a part
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise NEDSError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
+        raise NEDSError(f"{path} cannot be read: {one_line(error)}") from error
     if not isinstance(content, dict) or not content:
         raise NEDSError(f"{path} holds no mapping of session to number of units")
     return {str(session): _session(path, str(session), value) for session, value in content.items()}
@@ -97,7 +97,7 @@ def read_checkpoint(path: Path) -> Tensors:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        reason = " ".join(str(error).split()).split(". ")[0]
+        reason = one_line(error).split(". ")[0]
         raise NEDSError(
             f"{path} does not load as tensors alone, and nothing else is loaded: {reason[:200]}. Save the model's "
             'state_dict, as {"model": model.state_dict()}'

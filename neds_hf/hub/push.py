@@ -11,7 +11,7 @@ from huggingface_hub.utils import logging
 from safetensors import SafetensorError, safe_open
 
 from neds_hf.cards.model import write_model_card
-from neds_hf.errors import NEDSError
+from neds_hf.errors import NEDSError, one_line
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
@@ -159,4 +159,4 @@ def stale(there: Iterable[str], files: Iterable[str], kind: str) -> list[str]:
 def reason(error: BaseException) -> str:
     """What lies behind an error of the Hub's client, in one line."""
     root = error.__cause__ or error.__context__ if type(error) is RuntimeError else error
-    return f"{type(root).__name__}: {' '.join(str(root).split())}"
+    return f"{type(root).__name__}: {one_line(root)}"

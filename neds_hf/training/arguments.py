@@ -9,7 +9,7 @@ from transformers import HfArgumentParser, TrainingArguments
 from transformers.integrations import get_available_reporting_integrations
 
 from neds_hf.data.schema import SPLITS
-from neds_hf.errors import NEDSError
+from neds_hf.errors import NEDSError, one_line
 from neds_hf.training.runs import is_whole
 
 NOT_NEGATIVE = (
@@ -185,4 +185,4 @@ def parse_training_arguments(
     try:
         return parser.parse_args_into_dataclasses(args=argv)[:2]
     except (ValueError, OSError, ImportError) as error:
-        raise NEDSError(" ".join(str(error).split())) from error
+        raise NEDSError(one_line(error)) from error

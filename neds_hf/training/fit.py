@@ -12,7 +12,7 @@ from transformers.utils import logging
 from neds_hf.cards.model import write_model_card
 from neds_hf.data.collator import ArrowTrials, NEDSCollator
 from neds_hf.data.origin import license_of, origins
-from neds_hf.errors import NEDSError
+from neds_hf.errors import NEDSError, one_line
 from neds_hf.models.modeling_neds import NEDSModel
 from neds_hf.models.processing_neds import NEDSProcessor
 from neds_hf.training.arguments import NEDSTrainingArguments
@@ -120,7 +120,7 @@ def fit(
     try:
         model.set_attn_implementation(args.attn_implementation)
     except (ValueError, ImportError) as error:
-        raise NEDSError(f"--attn_implementation: {' '.join(str(error).split())}") from error
+        raise NEDSError(f"--attn_implementation: {one_line(error)}") from error
     logging.disable_progress_bar()  # of weights being read and written: a few milliseconds
     # It warns that it orders checkpoints by number, not by time.
     logging.get_logger("transformers.trainer_utils").setLevel(logging.ERROR)

@@ -30,7 +30,7 @@ from optuna.samplers import RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, Trial, TrialState
 from transformers import TrainerCallback
 
-from neds_hf.errors import NEDSError
+from neds_hf.errors import NEDSError, one_line
 from neds_hf.training.runs import RUN_FILE
 from neds_hf.training.trainer import Diverged
 
@@ -172,7 +172,7 @@ def search(study: optuna.Study, models: Iterator[Trial], folder: Path, num_model
             except (NEDSError, torch.OutOfMemoryError) as error:
                 if not isinstance(error, Diverged) and not trained(study):
                     raise NEDSError(f"{in_words(trial.params)}: {error}") from error
-                reason = str(error)
+                reason = one_line(error)
         tell(study, trial, folder, num_models, stopped, reason)
 
 
@@ -202,7 +202,7 @@ def tell(
         last = study.trials[trial.number].last_step
         outcome = f"{study.trials[trial.number].intermediate_values[last]:.4f}, stopped at {last} %"
     elif value is None:
-        reason = " ".join((reason or "its metric on validation is not a number").split())
+        reason = reason or "its metric on validation is not a number"
         trial.set_user_attr("reason", reason)
         study.tell(trial, state=TrialState.FAIL)
         outcome = f"failed: {reason}"

@@ -12,7 +12,7 @@ from optuna.trial import Trial
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, MedianStoppingRule
 
-from neds_hf.errors import NEDSError
+from neds_hf.errors import NEDSError, one_line
 from neds_hf.training.search import PRUNE_FROM, Reports, Train, place_of, results_of, settings_of, tell
 
 SCHEDULERS = {
@@ -56,7 +56,7 @@ def search_on_ray(
         try:
             train(config["model"]["settings"], place_of(folder, config["model"]["number"]), [Reports(report)])
         except (NEDSError, torch.OutOfMemoryError) as error:
-            reason = " ".join(str(error).split())
+            reason = one_line(error)
         if reason:
             raise NEDSError(reason)  # without its cause, which may not be picklable
 

@@ -18,7 +18,7 @@ from transformers.utils import find_adapter_config_file
 
 from neds_hf.data.schema import SPLITS, behaviors_of
 from neds_hf.data.trials import SessionTrials, session_trials
-from neds_hf.errors import NEDSError
+from neds_hf.errors import NEDSError, one_line
 from neds_hf.models.configuration_neds import CHECKPOINTS, IBL_MODALITIES, NEDSConfig
 from neds_hf.models.modeling_neds import NEDSModel
 from neds_hf.models.processing_neds import NEDSProcessor, check_processor
@@ -137,12 +137,10 @@ def open_recordings(source: str | Path, config: str = "trials") -> Recordings:
         units = datasets.load_dataset(source, "units", split="train").to_pandas()
         sessions = datasets.load_dataset(source, "sessions", split="train").to_pandas()
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        reason = " ".join(str(error).split())
+        what = f"is no dataset with a configuration {config!r}"
         if getattr(error, "errno", None):  # of the system
-            raise NEDSError(
-                f"{source} cannot be read, or the cache of datasets (in $HF_HOME) not be written: {reason}"
-            ) from error
-        raise NEDSError(f"{source} is no dataset with a configuration {config!r}: {reason}") from error
+            what = "cannot be read, or the cache of datasets (in $HF_HOME) not be written"
+        raise NEDSError(f"{source} {what}: {one_line(error)}") from error
     recordings = Recordings(
         source, {name: splits[name] for name in SPLITS if name in splits}, units, sessions
     )
@@ -169,9 +167,8 @@ def model_folder(source: str, revision: str | None = None) -> str:
     try:  # asks an unreachable Hub once, where `from_pretrained` goes on for up to minutes
         return snapshot_download(source, revision=revision, allow_patterns=MODEL_FILES)
     except (HTTPError, OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
         raise NEDSError(
-            f"{source} is no model folder and no model on the Hub: {reason}; {CHECKPOINTS}"
+            f"{source} is no model folder and no model on the Hub: {one_line(error)}; {CHECKPOINTS}"
         ) from error
 
 
@@ -201,11 +198,9 @@ def load_model(source: str, settings: dict | None = None) -> tuple[NEDSModel, NE
         processor = NEDSProcessor.from_pretrained(folder)
         check_processor(processor, config)
     except (OSError, ValueError, SafetensorError) as error:
-        reason = " ".join(str(error).split())
-        raise NEDSError(f"{source} is no model folder: {reason}") from error
+        raise NEDSError(f"{source} is no model folder: {one_line(error)}") from error
     except StrictDataclassError as error:
-        reason = " ".join(str(error).split())
-        raise NEDSError(f"the model {source} cannot be configured so: {reason}") from error
+        raise NEDSError(f"the model {source} cannot be configured so: {one_line(error)}") from error
     if loading["missing_keys"] or loading["mismatched_keys"]:
         raise NEDSError(f"{source} is no NEDS model: its weights are not those of its config.json")
     # What an adapter of it says that it was made from.
@@ -248,9 +243,8 @@ def _load_adapter(source: str, base: str, settings: dict | None) -> tuple[NEDSMo
         model.add_sessions({session: units[session] for session in list(units)[len(known.sessions) :]})
         model = PeftModel.from_pretrained(model, source).merge_and_unload()
     except (OSError, ValueError, RuntimeError, IndexError) as error:
-        reason = " ".join(str(error).split())
         raise NEDSError(
-            f"{source} does not fit {base}, which it says it is an adapter of: {reason}"
+            f"{source} does not fit {base}, which it says it is an adapter of: {one_line(error)}"
         ) from error
     return model, processor
 

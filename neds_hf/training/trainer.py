@@ -27,7 +27,7 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from neds_hf.cards.model import write_model_card
 from neds_hf.data.collator import ArrowTrials, NEDSCollator
-from neds_hf.errors import NEDSError
+from neds_hf.errors import NEDSError, one_line
 from neds_hf.models.masking_neds import num_uniform, sample_masks
 from neds_hf.models.modeling_neds import Table
 from neds_hf.models.processing_neds import NEDSProcessor
@@ -103,9 +103,7 @@ class NEDSTrainer(Trainer):
         try:
             super().init_hf_repo(token, private)
         except (HTTPError, OSError, ValueError) as error:
-            raise NEDSError(
-                f"--push_to_hub: no repository to push to: {' '.join(str(error).split())}"
-            ) from error
+            raise NEDSError(f"--push_to_hub: no repository to push to: {one_line(error)}") from error
 
     def _save(self, output_dir=None, state_dict=None) -> None:
         kind = type(self.model)
@@ -154,7 +152,7 @@ class NEDSTrainer(Trainer):
         try:
             optimizer = super().create_optimizer(model)
         except (ValueError, TypeError, ImportError) as error:
-            raise NEDSError(f"--optim {self.args.optim.value}: {' '.join(str(error).split())}") from error
+            raise NEDSError(f"--optim {self.args.optim.value}: {one_line(error)}") from error
         optimizer.register_step_post_hook(self._decay_units)
         return optimizer
 
