@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from neds_hf.training.runs import written_whole
+
 if TYPE_CHECKING:  # matplotlib is optional
     from matplotlib.figure import Figure
 
@@ -63,9 +65,8 @@ def write_report(
             for heading, text, table, figure in sections
         ],
     )
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page, encoding="utf-8")
+    with written_whole(Path(path)) as unfinished:
+        unfinished.write_text(page, encoding="utf-8")
 
 
 def _formatted(table: pd.DataFrame) -> pd.DataFrame:

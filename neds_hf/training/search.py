@@ -31,7 +31,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from transformers import TrainerCallback
 
 from neds_hf.errors import NEDSError, one_line
-from neds_hf.training.runs import RUN_FILE
+from neds_hf.training.runs import RUN_FILE, written_whole
 from neds_hf.training.trainer import Diverged
 
 # Trains a model with these settings in this folder (`fit`), or goes on with it.
@@ -214,7 +214,8 @@ def tell(
             shutil.rmtree(path)
         elif path.name not in RECORDS:
             path.unlink()
-    write_table(study, folder)
+    with written_whole(folder / "trials.csv") as unfinished:
+        table_of(study).to_csv(unfinished, index=False)
     print(f"{trial.number + 1}/{num_models}  {in_words(trial.params)}: {outcome}", flush=True)
 
 
@@ -266,10 +267,3 @@ def table_of(study: optuna.Study) -> pd.DataFrame:
         }
         for trial in study.trials
     )
-
-
-def write_table(study: optuna.Study, folder: Path) -> None:
-    """`trials.csv`, anew."""
-    half = folder / "trials.csv.unfinished"
-    table_of(study).to_csv(half, index=False)
-    half.replace(folder / "trials.csv")
