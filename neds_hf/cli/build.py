@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from neds_hf.cli.config import use_config
+from neds_hf.data.alf import open_local, repeated_site_sessions
 from neds_hf.data.arrays import array_sources, has_reaction_times
 from neds_hf.data.builder import BEHAVIORS, one_sources, open_openalyx
 from neds_hf.data.schema import CAMERAS, NUM_FOLDS, ConversionOptions
@@ -55,8 +56,6 @@ def main(argv: list[str] | None = None) -> None:
             raise NEDSError(f"--behaviors is for --arrays; ALF sessions give {', '.join(BEHAVIORS)}")
         behaviors = BEHAVIORS
         if args.alf:
-            from neds_hf.data.alf import open_local
-
             open_one = partial(open_local, args.alf)
         else:
             open_one = partial(open_openalyx, args.cache_dir)
@@ -73,8 +72,6 @@ def eids_and_held_out(eids: str, held_out: list[str]) -> tuple[list[str], list[s
     """Session ids of ``--eids`` and of ``--held-out``, which the paper's own sessions bring along."""
     if eids != REPEATED_SITE:
         return read_ids(Path(eids)), held_out
-    from neds_hf.data.alf import repeated_site_sessions
-
     paper = repeated_site_sessions()
     return [*paper["pretrain"], *paper["held_out"]], held_out or paper["held_out"]
 

@@ -31,6 +31,7 @@ from neds_hf.analysis.comparison import (
 from neds_hf.analysis.report import text_table, write_report
 from neds_hf.cli import finetune, pretrain
 from neds_hf.cli.baselines import with_validation
+from neds_hf.data.alf import open_local
 from neds_hf.data.builder import BEHAVIORS, one_sources
 from neds_hf.data.schema import ConversionOptions
 from neds_hf.data.simulation import SimulationOptions, read_true_rates, simulate
@@ -176,8 +177,6 @@ def step(seconds: dict[str, float], name: str, what: str, where: Path) -> Iterat
 
 def build(alf: Path, out: Path, held_out: list[str], workers: int) -> Recordings:
     """The dataset of all sessions of a ONE cache."""
-    from neds_hf.data.alf import open_local  # needs ONE
-
     options = ConversionOptions()
     sources = one_sources(partial(open_local, alf), options)
     convert(out, sources, options, BEHAVIORS, held_out, workers)

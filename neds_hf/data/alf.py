@@ -84,7 +84,7 @@ def _sessions_not_in(table: pd.DataFrame, cache_dir: Path) -> list[Path]:
 def _made_here(table: pd.DataFrame) -> bool:
     """Whether all ids are those that `make_cache_tables` gives."""
     return all(
-        str(row.Index) == _uuid(f"{row.lab}/{row.subject}/{row.date}/{row.number:03}")
+        str(row.Index) == uuid_of(f"{row.lab}/{row.subject}/{row.date}/{row.number:03}")
         for row in table.itertuples()
     )
 
@@ -134,9 +134,9 @@ def make_cache_tables(cache_dir: str | Path) -> None:
                     f"{cache_dir}: expected the folder above LAB/Subjects, found a session that is not at {place} "
                     "in it"
                 )
-        datasets["id"] = [_uuid(f"{eid}/{path}") for eid, path in zip(datasets["eid"], datasets["id"])]
-        datasets["eid"] = datasets["eid"].map(_uuid)
-        sessions["id"] = sessions["id"].map(_uuid)
+        datasets["id"] = [uuid_of(f"{eid}/{path}") for eid, path in zip(datasets["eid"], datasets["id"])]
+        datasets["eid"] = datasets["eid"].map(uuid_of)
+        sessions["id"] = sessions["id"].map(uuid_of)
         tables = {
             "datasets.pqt": (datasets.set_index(["eid", "id"]), datasets_origin),
             "sessions.pqt": (sessions.set_index("id"), sessions_origin),
@@ -152,8 +152,8 @@ def make_cache_tables(cache_dir: str | Path) -> None:
         ) from error
 
 
-def _uuid(path: str) -> str:
-    """A version 3 uuid, the only kind beside Alyx's that ONE takes."""
+def uuid_of(path: str) -> str:
+    """Id of a session or file by its path: a version 3 uuid, the only kind beside Alyx's that ONE takes."""
     return str(uuid.uuid3(uuid.NAMESPACE_URL, f"alf:{path}"))
 
 

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from datasets import ArrowBasedBuilder, BuilderConfig, DatasetInfo, Features, SplitGenerator
 from datasets.builder import Key
 
+from neds_hf.data.alf import list_sessions, open_local, read_session, repeated_site_sessions
 from neds_hf.data.schema import (
     CONFIGS,
     IBL_BEHAVIORS,
@@ -46,8 +47,6 @@ def one_sources(
     Raises:
         NEDSError: There is no session.
     """
-    from neds_hf.data.alf import list_sessions
-
     one = open_one()
     there = list_sessions(one)
     sessions = there if sessions is None else list(sessions)
@@ -81,8 +80,6 @@ def open_openalyx(cache_dir: Path | None) -> "One":
 
 
 def _read(open_one: Callable[[], "One"], session: str, options: ConversionOptions) -> Recording:
-    from neds_hf.data.alf import read_session
-
     try:
         return read_session(open_one(), session, options)
     except OSError as error:
@@ -161,8 +158,6 @@ class IBLRepeatedSite(ArrowBasedBuilder):
                 'with num_proc, load_dataset belongs under `if __name__ == "__main__":`, as every process that '
                 "it starts runs the script again"
             )
-        from neds_hf.data.alf import open_local
-
         data_dir = str(Path(data_dir).expanduser().resolve())
         open_local(data_dir)  # makes the cache tables where there are none: they are part of the fingerprint
         # The hash names the prepared tables in the cache: it must follow the files, or stale ones are served.
@@ -181,8 +176,6 @@ class IBLRepeatedSite(ArrowBasedBuilder):
         return trial_features(continuous, IBL_CLASSES)
 
     def _split_generators(self, dl_manager) -> list[SplitGenerator]:
-        from neds_hf.data.alf import list_sessions, open_local, repeated_site_sessions
-
         name, options = self.config.name, self.config.options
         open_one = partial(open_local, self.config.data_dir)
         sessions = list_sessions(open_one())

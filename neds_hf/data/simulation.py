@@ -23,6 +23,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
+from neds_hf.data.alf import make_cache_tables, uuid_of
 from neds_hf.data.schema import SIMULATED_LAB
 from neds_hf.data.simulated_mouse import (
     BIN_SIZE_S,
@@ -123,7 +124,6 @@ def simulate(out: str | Path, sessions: int = 10, workers: int = 1, **options) -
         raise NEDSError(f"at least 1 session and 1 worker are needed, not {sessions} and {workers}")
     if importlib.util.find_spec("one") is None:
         raise NEDSError("ONE cache tables are written with ONE: pip install 'neds_hf[ibl]'")
-    from neds_hf.data.alf import make_cache_tables  # only here: the workers start sooner without it
 
     out, options = Path(out), SimulationOptions(**options)
     _claim_folder(out, options)
@@ -153,9 +153,9 @@ def session_path(seed: int, number: int) -> Path:
 
 
 def session_id(seed: int, number: int) -> str:
-    """The session's eid, the one that `alf.make_cache_tables` gives its folder."""
+    """The session's eid, the one that `make_cache_tables` gives its folder."""
     lab, _, subject, date, session_number = session_path(seed, number).parts
-    return str(uuid.uuid3(uuid.NAMESPACE_URL, f"alf:{lab}/{subject}/{date}/{session_number}"))
+    return uuid_of(f"{lab}/{subject}/{date}/{session_number}")
 
 
 def read_true_rates(path: str | Path, trial_index: np.ndarray, uuids: Sequence[str]) -> dict[str, np.ndarray]:
