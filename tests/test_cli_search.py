@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from contextlib import redirect_stdout
+from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
 from io import StringIO
@@ -20,7 +21,7 @@ from hub.processes import neds
 from hub.server import Hub
 from optuna.samplers import TPESampler
 from safetensors.torch import load_file, save_file
-from small_dataset import TRAINING, write_dataset
+from small_dataset import OPTIONS, TRAINING, write_dataset
 
 from neds_hf.cli.main import main
 from neds_hf.cli.search import NUM_MODELS, RANGES, FinetuneSearch, PretrainSearch
@@ -156,25 +157,28 @@ def test_another_search_in_the_same_folder_is_refused(searched, dataset, capsys,
     assert f"{out} holds a run with other settings" in error and message in error
 
 
-def test_fine_tuning_is_searched_with_a_model(model_folder, dataset, tmp_path, capsys):
+def test_fine_tuning_is_searched_with_a_model(model_folder, tmp_path, capsys):
     base = copytree(model_folder, tmp_path / "base")
-    argv = ["--model", base, "--dataset", dataset, "--output", tmp_path, "--session", "cat"]
+    dataset = write_dataset(tmp_path / "dataset", options=replace(OPTIONS, fold=1))
+    argv = ["--model", base, "--dataset", dataset, "--output", tmp_path / "out", "--session", "cat", "ann"]
     options = ["--trials", 2, "--space", FINETUNE_SPACE, "--num_train_epochs", 1, *FIXED]
     assert main(["search", *map(str, [*argv, *options])]) == 0
-    table = pd.read_csv(tmp_path / "trials.csv")
+    # Of a known session, once.
+    assert capsys.readouterr().err.count("session ann (another --fold?): it may have learned from test") == 1
+    out = tmp_path / "out"
+    table = pd.read_csv(out / "trials.csv")
     assert list(table)[3:6] == ["mask_ratio", "strategy", "learning_rate"]
     assert table["mask_ratio"].between(0.1, 0.4).all()
     for trial, row in table.iterrows():
-        configuration = run_of(tmp_path / "trials" / f"{trial:03d}")["configuration"]
+        configuration = run_of(out / "trials" / f"{trial:03d}")["configuration"]
         assert configuration["command"] == "finetune" and configuration["strategy"] == row["strategy"]
         assert configuration["set"] == {"mask_ratio": row["mask_ratio"]}
-    assert load_model(str(tmp_path / "best"))[1].session_ids == ["ann", "bob", "cat"]
+    assert load_model(str(out / "best"))[1].session_ids == ["ann", "bob", "cat"]
     # With a model that was trained anew it is another search.
     weights = load_file(base / "model.safetensors")
     save_file({name: 2 * weight for name, weight in weights.items()}, base / "model.safetensors")
-    capsys.readouterr()
     assert "with other settings: model_fingerprint" in error_of(capsys, [*argv, *options])
-    assert run_of(tmp_path)["configuration"]["model"] == str(base)
+    assert run_of(out)["configuration"]["model"] == str(base)
 
 
 def test_the_models_are_trained_on_the_splits_that_are_asked_for(dataset, tmp_path):

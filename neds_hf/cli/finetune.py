@@ -1,9 +1,10 @@
 """``neds finetune``: adapt a model to new animals."""
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from transformers import set_seed
+from transformers import TrainerCallback, set_seed
 from transformers.utils import find_adapter_config_file
 
 from neds_hf.cli.config import parse_settings, use_config
@@ -12,11 +13,7 @@ from neds_hf.cli.evaluate import trained_on_others
 from neds_hf.errors import NEDSError
 from neds_hf.hub.push import is_only_here, push_run
 from neds_hf.models import NEDSModel, NEDSProcessor
-from neds_hf.training.arguments import (
-    NEDSTrainingArguments,
-    parse_training_arguments,
-    training_parser,
-)
+from neds_hf.training.arguments import NEDSTrainingArguments, parse_training_arguments, training_parser
 from neds_hf.training.fit import check_metric, configuration_of, fit
 from neds_hf.training.runs import fingerprint_of
 from neds_hf.training.sessions import Recordings, add_sessions, load_model, open_recordings
@@ -68,19 +65,32 @@ def main(argv: list[str] | None = None) -> None:
     parser = training_parser(FinetuneArguments, "finetune", __doc__)
     use_config(parser, "finetune", argv, SETTABLE)
     arguments, args = parse_training_arguments(parser, argv)
+    print_scores(train(arguments, args))
+    push_run(args)
+
+
+def opened(arguments: FinetuneArguments) -> Recordings:
+    """The sessions to train on."""
+    return open_recordings(arguments.dataset).only(arguments.session)
+
+
+def train(
+    arguments: FinetuneArguments, args: NEDSTrainingArguments, callbacks: Sequence[TrainerCallback] = ()
+) -> dict[str, dict[str, float]]:
+    """What these arguments ask for (`fit`); session to its test metrics."""
     settings = parse_settings(arguments.set or [], SETTABLE)
-    whole = open_recordings(arguments.dataset).only(arguments.session)
+    whole = opened(arguments)
     recordings = whole.trained_on(args.train_splits)
     model, processor, configuration = prepare(recordings, args, arguments.model, arguments.strategy, settings)
     check_metric(args, processor, recordings)
-    if args.should_save and (others := trained_on_others(processor, whole, "test")):
+    # A search, which brings callbacks, says it of its best model alone.
+    if args.should_save and not callbacks and (others := trained_on_others(processor, whole, "test")):
         print(
             f"neds finetune: {arguments.dataset} does not have the training trials of {arguments.model} for "
             f"session {', '.join(others)} (another --fold?): it may have learned from test trials",
             file=sys.stderr,
         )
-    print_scores(fit(model, processor, recordings, args, configuration))
-    push_run(args)
+    return fit(model, processor, recordings, args, configuration, callbacks)
 
 
 def prepare(

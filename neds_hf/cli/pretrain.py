@@ -1,10 +1,11 @@
 """``neds pretrain``: train a model on many sessions."""
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 
 from huggingface_hub.errors import StrictDataclassError
-from transformers import PreTrainedConfig, set_seed
+from transformers import PreTrainedConfig, TrainerCallback, set_seed
 
 from neds_hf.cli.config import parse_settings, use_config
 from neds_hf.cli.console import print_scores
@@ -13,11 +14,7 @@ from neds_hf.hub.push import push_run
 from neds_hf.models import NEDSConfig, NEDSModel, NEDSProcessor
 from neds_hf.models.configuration_neds import PRESETS
 from neds_hf.models.processing_neds import SCALINGS
-from neds_hf.training.arguments import (
-    NEDSTrainingArguments,
-    parse_training_arguments,
-    training_parser,
-)
+from neds_hf.training.arguments import NEDSTrainingArguments, parse_training_arguments, training_parser
 from neds_hf.training.fit import check_metric, configuration_of, fit
 from neds_hf.training.sessions import Recordings, new_processor, open_recordings
 
@@ -61,15 +58,25 @@ def main(argv: list[str] | None = None) -> None:
     parser = training_parser(PretrainArguments, "pretrain", __doc__)
     use_config(parser, "pretrain", argv, SETTABLE)
     arguments, args = parse_training_arguments(parser, argv)
-    values = parse_settings(arguments.set or [], SETTABLE)
-    recordings = open_recordings(arguments.dataset, arguments.dataset_config)
-    if arguments.sessions:
-        recordings = recordings.only(arguments.sessions)
-    recordings = recordings.trained_on(args.train_splits)
-    model, processor, configuration = prepare(recordings, args, arguments.preset, values, arguments.scaling)
-    check_metric(args, processor, recordings)
-    print_scores(fit(model, processor, recordings, args, configuration))
+    print_scores(train(arguments, args))
     push_run(args)
+
+
+def opened(arguments: PretrainArguments) -> Recordings:
+    """The sessions to train on."""
+    recordings = open_recordings(arguments.dataset, arguments.dataset_config)
+    return recordings.only(arguments.sessions) if arguments.sessions else recordings
+
+
+def train(
+    arguments: PretrainArguments, args: NEDSTrainingArguments, callbacks: Sequence[TrainerCallback] = ()
+) -> dict[str, dict[str, float]]:
+    """What these arguments ask for (`fit`); session to its test metrics."""
+    settings = parse_settings(arguments.set or [], SETTABLE)
+    recordings = opened(arguments).trained_on(args.train_splits)
+    model, processor, configuration = prepare(recordings, args, arguments.preset, settings, arguments.scaling)
+    check_metric(args, processor, recordings)
+    return fit(model, processor, recordings, args, configuration, callbacks)
 
 
 def prepare(

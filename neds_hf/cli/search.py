@@ -14,15 +14,15 @@ import yaml
 from transformers import HfArgumentParser, TrainerCallback
 
 from neds_hf.cli import finetune, pretrain
-from neds_hf.cli.config import parse_settings, use_config, value_in
+from neds_hf.cli.config import use_config, value_in
 from neds_hf.cli.console import print_scores
 from neds_hf.errors import NEDSError, one_line
 from neds_hf.hub.push import push_run
 from neds_hf.models import NEDSConfig
-from neds_hf.training.arguments import NEDSTrainingArguments, parse_training_arguments, training_parser
-from neds_hf.training.fit import check_metric, configuration_of, fit
+from neds_hf.training.arguments import parse_training_arguments, training_parser
+from neds_hf.training.fit import configuration_of
 from neds_hf.training.runs import fingerprint_of, finish_run, start_run
-from neds_hf.training.sessions import Recordings, load_model, open_recordings
+from neds_hf.training.sessions import load_model
 
 # The paper's, arXiv 2504.08201; examples/configs/search.yaml has the same, and what is the same for all models.
 FINETUNING_RANGES = {
@@ -40,7 +40,7 @@ RANGES = {
     "finetune": FINETUNING_RANGES,
 }
 NUM_MODELS = {"pretrain": 50, "finetune": 30}
-SETTABLE = {"pretrain": pretrain.SETTABLE, "finetune": finetune.SETTABLE}
+COMMANDS = {"pretrain": pretrain, "finetune": finetune}
 
 # Options that may be searched, besides what `--set` takes.
 OPTIONS = (
@@ -130,7 +130,7 @@ def main(argv: list[str] | None = None) -> None:
             "a search chooses by validation: it needs --eval_strategy epoch or steps, and --train_splits without "
             "validation"
         )
-    recordings = opened(command, arguments, args)
+    recordings = COMMANDS[command].opened(arguments).trained_on(args.train_splits)
     recordings.split("validation")
     base = {}
     if command == "finetune":
@@ -186,7 +186,7 @@ def parser_of(argv: list[str]) -> tuple[str, HfArgumentParser]:
     command = "pretrain" if value_in(argv, "--model") is None else "finetune"
     kind = PretrainSearch if command == "pretrain" else FinetuneSearch
     parser = training_parser(kind, "search", __doc__)
-    use_config(parser, command, argv, SETTABLE[command])
+    use_config(parser, command, argv, COMMANDS[command].SETTABLE)
     return command, parser
 
 
@@ -240,7 +240,8 @@ def space_of(command: str, parser: HfArgumentParser, ranges: dict, where: str) -
     """
     from neds_hf.training.search import distribution_of
 
-    types = {field.name: field.type for field in fields(NEDSConfig) if field.name in SETTABLE[command]}
+    settable = COMMANDS[command].SETTABLE
+    types = {field.name: field.type for field in fields(NEDSConfig) if field.name in settable}
     options = {action.dest: action for action in parser._actions if action.dest in OPTIONS}
     types |= {name: action.type for name, action in options.items()}
     space = {}
@@ -263,17 +264,6 @@ def space_of(command: str, parser: HfArgumentParser, ranges: dict, where: str) -
     return space
 
 
-def opened(command: str, arguments: SearchArguments, args: NEDSTrainingArguments) -> Recordings:
-    """What to train on."""
-    if command == "finetune":
-        recordings = open_recordings(arguments.dataset).only(arguments.session)
-    else:
-        recordings = open_recordings(arguments.dataset, arguments.dataset_config)
-        if arguments.sessions:
-            recordings = recordings.only(arguments.sessions)
-    return recordings.trained_on(args.train_splits)
-
-
 def train(
     argv: list[str],
     settings: dict[str, str],
@@ -285,15 +275,7 @@ def train(
     command, parser = parser_of(argv)
     words = [*argv, f"--output={folder}", f"--push_to_hub={push}", *words_of(settings)]
     arguments, args = parse_training_arguments(parser, words)
-    recordings = opened(command, arguments, args)
-    values = parse_settings(arguments.set or [], SETTABLE[command])
-    if command == "pretrain":
-        prepared = pretrain.prepare(recordings, args, arguments.preset, values, arguments.scaling)
-    else:
-        prepared = finetune.prepare(recordings, args, arguments.model, arguments.strategy, values)
-    model, processor, configuration = prepared
-    check_metric(args, processor, recordings)
-    scores = fit(model, processor, recordings, args, configuration, callbacks)
+    scores = COMMANDS[command].train(arguments, args, callbacks)
     push_run(args)
     return scores
 
