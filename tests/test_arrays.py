@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from neds_hf.data.arrays import array_sources, classes_of, has_reaction_times, read_arrays
+from neds_hf.data.arrays import array_sources, classes_of, read_arrays
 from neds_hf.data.schema import ConversionOptions
 from neds_hf.errors import NEDSError
 
@@ -63,7 +63,6 @@ def test_reaction_times_outside_the_limits_drop_trials_where_the_file_has_them(t
     recording = read_arrays(path, OPTIONS)
     np.testing.assert_array_equal(recording.trial_index, [5])
     assert recording.dropped_trials == {"reaction time": 2}
-    assert has_reaction_times(path) and not has_reaction_times(write(tmp_path / "b.npz"))
 
 
 def test_without_options_no_trial_is_dropped(tmp_path):

@@ -145,11 +145,6 @@ def test_split_and_seed_choose_the_trials(arrays, tmp_path):
     assert test_trials("fold", "--split", "blocked", "--fold", "2") == [8, 9, 10, 11]
 
 
-def test_a_fold_that_does_not_exist_is_refused(arrays, tmp_path, capsys):
-    assert run("build", [str(tmp_path / "out"), "--arrays", str(arrays[0]), "--fold", "5"]) == 2
-    assert "fold must be 0 to 4, not 5" in capsys.readouterr().err
-
-
 def test_named_behaviors_of_arrays_become_columns(arrays, tmp_path):
     out = tmp_path / "out"
     assert (
@@ -170,6 +165,10 @@ def test_reaction_times_of_arrays_drop_trials(arrays, tmp_path, capsys):
     assert run("build", [str(out), "--arrays", str(arrays[0]), "--reaction-time", "0.15", "0.4"]) == 0
     assert "trials: 13 kept" in capsys.readouterr().out
     assert json.loads(sessions(out)[0]["dropped_trials"]) == {"reaction time": 7}
+    with np.load(arrays[1]) as whole:
+        np.savez(arrays[1], **{name: whole[name] for name in whole if name != "reaction_time_s"})
+    assert run("build", [str(out), "--arrays", *map(str, arrays), "--reaction-time", "0.15", "0.4"]) == 2
+    assert "s2.npz: --reaction-time needs an array 'reaction_time_s'" in capsys.readouterr().err
 
 
 def test_sessions_limits_the_conversion_to_a_list(arrays, cache, tmp_path, capsys):
@@ -252,6 +251,7 @@ def test_without_a_network_eids_end_in_one_clear_line(tmp_path, monkeypatch, cap
         (["--arrays", "s1.npz", "--whisker-camera", "right"], "do not apply to --arrays"),
         (["--arrays", "s1.npz", "--cache-dir", "x"], "--cache-dir is for --eids"),
         (["--arrays", "none.npz"], "none.npz: no such file"),
+        (["--arrays", "s1.npz", "--fold", "5"], "fold must be 0 to 4, not 5"),
         (["--alf", "one", "--behaviors", "pupil"], "--behaviors is for --arrays"),
         (["--alf", "nowhere"], "nowhere: no such folder"),
         (["--alf", "one", "--window", "nan", "1"], "expected finite numbers, found the window (nan, 1.0) s"),

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from neds_hf.cli.config import use_config
 from neds_hf.data.alf import open_local, repeated_site_sessions
-from neds_hf.data.arrays import array_sources, has_reaction_times
+from neds_hf.data.arrays import array_names, array_sources
 from neds_hf.data.builder import BEHAVIORS, one_sources, open_openalyx
 from neds_hf.data.schema import CAMERAS, NUM_FOLDS, ConversionOptions
 from neds_hf.data.storage import convert, held_out_sessions, summary
@@ -45,7 +45,9 @@ def main(argv: list[str] | None = None) -> None:
                 "--window, --bin-size, --align-event and --whisker-camera do not apply to --arrays: their bins "
                 "are made"
             )
-        if args.reaction_time and (without := [f for f in args.arrays if not has_reaction_times(f)]):
+        if args.reaction_time and (
+            without := [file for file in args.arrays if "reaction_time_s" not in array_names(file)]
+        ):
             raise NEDSError(f"{without[0]}: --reaction-time needs an array 'reaction_time_s' in the file")
         sources, options, behaviors = array_sources(args.arrays, options, args.behaviors)
         there = [source.session for source in sources]

@@ -180,11 +180,6 @@ def array_names(path: str | Path) -> list[str]:
     return list(_open(Path(path)))
 
 
-def has_reaction_times(path: str | Path) -> bool:
-    """Whether the file has the `reaction_time_s` that the reaction-time limits apply to."""
-    return "reaction_time_s" in _open(Path(path))
-
-
 def _open(path: Path) -> np.lib.npyio.NpzFile:
     try:
         arrays = np.load(path, allow_pickle=False)

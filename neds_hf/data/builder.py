@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -144,7 +144,7 @@ class IBLRepeatedSite(ArrowBasedBuilder):
     """
 
     BUILDER_CONFIG_CLASS = IBLConfig
-    BUILDER_CONFIGS = [IBLConfig(name=name) for name in (*CONFIGS, "pretrain", "held_out")]  # noqa: RUF012
+    BUILDER_CONFIGS: ClassVar = [IBLConfig(name=name) for name in (*CONFIGS, "pretrain", "held_out")]
     DEFAULT_CONFIG_NAME = "trials"
 
     def __init__(
