@@ -29,6 +29,21 @@ def model_folder(tmp_path_factory, dataset):
 
 
 @pytest.fixture
+def error_of(capsys):
+    """The one line that a wrong call of `neds` prints, and nothing else."""
+    from neds_hf.cli.main import main
+
+    def call(*argv) -> str:
+        capsys.readouterr()
+        assert main([*map(str, argv)]) == 2
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        return captured.err.strip().splitlines()[-1]
+
+    return call
+
+
+@pytest.fixture
 def finetune_arguments(dataset):
     """Arguments of a short `neds finetune` of a model folder on `cat`, into a folder."""
     from small_dataset import TRAINING

@@ -66,17 +66,15 @@ def test_the_weights_are_the_mean_and_the_folder_is_whole(fine_tunings, dataset,
         (["0", "nowhere"], "no model folder"),
     ],
 )
-def test_what_cannot_be_averaged(fine_tunings, model_folder, dataset, tmp_path, capsys, runs, said):
+def test_what_cannot_be_averaged(fine_tunings, model_folder, dataset, tmp_path, error_of, runs, said):
     sources = [str(model_folder if run == "pretrained" else fine_tunings / run) for run in runs]
     where = ["--dataset", str(dataset), "--output", str(tmp_path / "out")]
-    assert main(["average", "--model", *sources, *where]) == 2
-    assert said in capsys.readouterr().err.strip().splitlines()[-1]
+    assert said in error_of("average", "--model", *sources, *where)
     assert not (tmp_path / "out").exists()
 
 
-def test_another_dataset_would_score_trials_that_were_learned(fine_tunings, tmp_path, capsys):
+def test_another_dataset_would_score_trials_that_were_learned(fine_tunings, tmp_path, error_of):
     other = write_dataset(tmp_path / "other", options=replace(OPTIONS, fold=1))
     runs = [str(fine_tunings / seed) for seed in "01"]
     where = ["--dataset", str(other), "--output", str(tmp_path / "out")]
-    assert main(["average", "--model", *runs, *where]) == 2
-    assert f"{other} is not what {runs[0]} was fine-tuned on" in capsys.readouterr().err
+    assert f"{other} is not what {runs[0]} was fine-tuned on" in error_of("average", "--model", *runs, *where)

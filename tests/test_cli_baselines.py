@@ -39,14 +39,9 @@ def arguments(dataset, tmp_path):
 
 
 @pytest.fixture
-def error_of(arguments, capsys):
+def error_of(arguments, error_of):
     """The one line that a wrong call prints."""
-
-    def call(*more) -> str:
-        assert main(["baselines", *arguments(*more)]) == 2
-        return capsys.readouterr().err.strip().splitlines()[-1]
-
-    return call
+    return lambda *more: error_of("baselines", *arguments(*more))
 
 
 def read(folder: Path) -> tuple[dict, dict]:

@@ -25,14 +25,6 @@ def write(path: Path, text: str) -> str:
     return str(path)
 
 
-def error_of(capsys, *argv) -> str:
-    """The one line that a wrong call prints."""
-    assert main([*map(str, argv)]) == 2
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    return captured.err.strip().splitlines()[-1]
-
-
 def configuration(folder: Path) -> dict:
     return json.loads((folder / "run.json").read_text())["configuration"]
 
@@ -193,25 +185,24 @@ def test_a_source_of_the_command_line_replaces_that_of_the_file(tmp_path):
         ("build", "build: {alf: a, arrays: b}", "alf and arrays of section 'build' exclude each other"),
     ],
 )
-def test_what_is_wrong_is_one_line_with_the_file(tmp_path, capsys, command, text, message):
+def test_what_is_wrong_is_one_line_with_the_file(tmp_path, error_of, command, text, message):
     file = write(tmp_path / "file.yaml", text)
-    error = error_of(capsys, command, "--config", file)
+    error = error_of(command, "--config", file)
     assert error.startswith(f"neds {command}: {file}: ") and message in error
 
 
-def test_a_file_that_is_none_is_named(tmp_path, capsys):
-    assert f"{tmp_path}/none.yaml: expected a YAML file" in error_of(
-        capsys, "pretrain", "--config", tmp_path / "none.yaml"
-    )
-    assert f"{tmp_path}: expected a YAML file" in error_of(capsys, "build", "--config", tmp_path)
+def test_a_file_that_is_none_is_named(tmp_path, error_of):
+    missing = tmp_path / "none.yaml"
+    assert f"{missing}: expected a YAML file" in error_of("pretrain", "--config", missing)
+    assert f"{tmp_path}: expected a YAML file" in error_of("build", "--config", tmp_path)
     (tmp_path / "binary").write_bytes(b"\xff\xfe\xff")
-    assert "binary: expected a YAML file" in error_of(capsys, "finetune", "--config", tmp_path / "binary")
+    assert "binary: expected a YAML file" in error_of("finetune", "--config", tmp_path / "binary")
 
 
-def test_a_value_that_the_model_does_not_take_is_refused(tmp_path, dataset, capsys):
+def test_a_value_that_the_model_does_not_take_is_refused(tmp_path, dataset, error_of):
     file = write(tmp_path / "file.yaml", "pretrain: {set: {hidden_size: 2020-99-99}}")
     where = ["--dataset", dataset, "--output", tmp_path / "out"]
-    assert "hidden_size" in error_of(capsys, "pretrain", *where, "--config", file)
+    assert "hidden_size" in error_of("pretrain", *where, "--config", file)
 
 
 @pytest.mark.parametrize("command", ["build", "pretrain", "finetune"])

@@ -206,15 +206,13 @@ def test_the_true_rates_of_simulated_neurons_are_what_can_be_attained(simulated,
     assert "share_of_attainable" not in evaluate(*where)["mean"]
 
 
-def test_true_rates_of_other_recordings_are_refused(simulated, dataset, model_folder, tmp_path, capsys):
+def test_true_rates_of_other_recordings_are_refused(simulated, dataset, model_folder, tmp_path, error_of):
     out = ["--output", tmp_path / "report.json"]
     other_window = ["--model", model_folder, "--dataset", dataset, "--alf", simulated / "alf"]
-    assert main(["evaluate", *map(str, [*other_window, *out])]) == 2
-    error = capsys.readouterr().err
+    error = error_of("evaluate", *other_window, *out)
     assert "(100, 0.02, -0.5, 'stimOn_times')" in error and "(20, 0.05, -0.2, 'go')" in error
     no_truth = ["--model", simulated / "model", "--dataset", simulated / "dataset", "--alf", tmp_path]
-    assert main(["evaluate", *map(str, [*no_truth, *out])]) == 2
-    assert f"there is no file of true rates {tmp_path}" in capsys.readouterr().err
+    assert f"there is no file of true rates {tmp_path}" in error_of("evaluate", *no_truth, *out)
     assert not (tmp_path / "report.json").exists()
 
 
@@ -228,18 +226,18 @@ def test_true_rates_of_other_recordings_are_refused(simulated, dataset, model_fo
         (["--batch-size", "0"], "--batch-size must be at least 1, not 0"),
     ],
 )
-def test_a_wrong_argument_is_one_line_and_status_2(dataset, model_folder, tmp_path, capsys, change, message):
+def test_a_wrong_argument_is_one_line_and_status_2(
+    dataset, model_folder, tmp_path, error_of, change, message
+):
     argv = ["--model", model_folder, "--dataset", dataset, "--output", tmp_path / "report.json", *change]
-    assert main(["evaluate", *map(str, argv)]) == 2
-    assert message in capsys.readouterr().err.strip().splitlines()[-1]
+    assert message in error_of("evaluate", *argv)
     assert not (tmp_path / "report.json").exists()
 
 
-def test_a_dataset_of_unknown_sessions_or_other_units_is_refused(model_folder, tmp_path, capsys):
+def test_a_dataset_of_unknown_sessions_or_other_units_is_refused(model_folder, tmp_path, error_of):
     only_cat = write_dataset(tmp_path / "cat", ["cat"])
     argv = ["--model", model_folder, "--dataset", only_cat, "--output", tmp_path / "report.json"]
-    assert main(["evaluate", *map(str, argv)]) == 2
-    assert "does not know session cat of" in capsys.readouterr().err
+    assert "does not know session cat of" in error_of("evaluate", *argv)
 
     def change(recording):  # as many units, but others
         recording.units = recording.units.assign(uuid=[f"sorted again/{unit}" for unit in range(9)])
@@ -247,8 +245,7 @@ def test_a_dataset_of_unknown_sessions_or_other_units_is_refused(model_folder, t
 
     other = write_dataset(tmp_path / "other", ["bob"], change=change)
     argv = ["--model", model_folder, "--dataset", other, "--output", tmp_path / "report.json"]
-    assert main(["evaluate", *map(str, argv)]) == 2
-    assert "session bob has other units" in capsys.readouterr().err
+    assert "session bob has other units" in error_of("evaluate", *argv)
 
 
 @pytest.mark.parametrize("lacking", ["--model", "--dataset", "--output"])

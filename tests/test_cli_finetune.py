@@ -20,14 +20,6 @@ from neds_hf.training.sessions import load_model, open_recordings
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 
 
-def error_of(capsys, argv) -> str:
-    """The one line that a wrong call prints."""
-    assert main(["finetune", *argv]) == 2
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    return captured.err.strip().splitlines()[-1]
-
-
 @pytest.mark.parametrize("strategy", ["session", "full"])
 def test_a_new_animal_is_added_and_scored(model_folder, tmp_path, capsys, finetune_arguments, strategy):
     assert main(["finetune", *finetune_arguments(model_folder, tmp_path), "--strategy", strategy]) == 0
@@ -61,21 +53,20 @@ def test_several_sessions_new_and_known(model_folder, tmp_path, capsys, finetune
 
 
 def test_the_model_it_starts_from_belongs_to_the_run(
-    model_folder, dataset, tmp_path, capsys, finetune_arguments
+    model_folder, dataset, tmp_path, error_of, finetune_arguments
 ):
     """A folder whose model was trained anew is another start, and not the same run, finished."""
     assert main(["finetune", *finetune_arguments(model_folder, tmp_path)]) == 0
-    capsys.readouterr()
-    assert "finished" in error_of(capsys, finetune_arguments(model_folder, tmp_path))
+    assert "finished" in error_of("finetune", *finetune_arguments(model_folder, tmp_path))
     run = json.loads((tmp_path / "run.json").read_text())
     run["configuration"]["model_fingerprint"] = "of other weights"
     (tmp_path / "run.json").write_text(json.dumps(run))
-    error = error_of(capsys, finetune_arguments(model_folder, tmp_path))
+    error = error_of("finetune", *finetune_arguments(model_folder, tmp_path))
     assert "model_fingerprint 'of other weights' there" in error
 
 
 def test_settings_of_the_training_reach_the_model_and_its_folder(
-    model_folder, tmp_path, capsys, finetune_arguments
+    model_folder, tmp_path, error_of, finetune_arguments
 ):
     given = {
         "mask_ratio": 0.4,
@@ -103,8 +94,7 @@ def test_settings_of_the_training_reach_the_model_and_its_folder(
     assert json.loads((tmp_path / "run.json").read_text())["configuration"]["set"] == given
     # What is not set is the model's own, and another value is another run.
     assert model.config.hidden_size == 16 and model.config.session_ids == ["ann", "bob", "cat"]
-    capsys.readouterr()
-    assert "set.mask_ratio 0.4 there, 0.5 asked for" in error_of(capsys, [*argv, "--set", "mask_ratio=0.5"])
+    assert "set.mask_ratio 0.4 there, 0.5 asked for" in error_of("finetune", *argv, "--set", "mask_ratio=0.5")
 
 
 def test_a_dropout_that_is_set_is_there_in_training(model_folder, dataset, tmp_path):
@@ -130,9 +120,9 @@ def test_a_dropout_that_is_set_is_there_in_training(model_folder, dataset, tmp_p
         ("masks_per=epoch", "masks_per is 'trial' or 'batch', not 'epoch'"),
     ],
 )
-def test_what_cannot_be_set_is_refused(model_folder, tmp_path, capsys, finetune_arguments, pair, message):
+def test_what_cannot_be_set_is_refused(model_folder, tmp_path, error_of, finetune_arguments, pair, message):
     argv = [*finetune_arguments(model_folder, tmp_path / "out"), "--set", pair]
-    assert message in error_of(capsys, argv)
+    assert message in error_of("finetune", *argv)
     assert not (tmp_path / "out").exists()
 
 
@@ -146,9 +136,9 @@ def test_a_new_animal_is_scaled_as_those_of_pretraining(dataset, tmp_path, finet
     assert (scaled.min(), scaled.max()) == pytest.approx((0, 1), abs=1e-6)
 
 
-def test_an_unknown_session_is_named(model_folder, tmp_path, capsys, finetune_arguments):
+def test_an_unknown_session_is_named(model_folder, tmp_path, error_of, finetune_arguments):
     argv = [*finetune_arguments(model_folder, tmp_path / "out"), "--session", "eve"]
-    assert "does not have session eve" in error_of(capsys, argv)
+    assert "does not have session eve" in error_of("finetune", *argv)
     assert not (tmp_path / "out").exists()
 
 
@@ -162,11 +152,11 @@ def test_an_unknown_session_is_named(model_folder, tmp_path, capsys, finetune_ar
         (["--model", str(EXAMPLES)], f"{EXAMPLES} is no model folder"),
     ],
 )
-def test_what_is_not_there_is_named(model_folder, tmp_path, capsys, finetune_arguments, change, message):
-    assert message in error_of(capsys, [*finetune_arguments(model_folder, tmp_path / "out"), *change])
+def test_what_is_not_there_is_named(model_folder, tmp_path, error_of, finetune_arguments, change, message):
+    assert message in error_of("finetune", *finetune_arguments(model_folder, tmp_path / "out"), *change)
 
 
-def test_a_dataset_with_another_window_is_refused(model_folder, tmp_path, capsys, finetune_arguments):
+def test_a_dataset_with_another_window_is_refused(model_folder, tmp_path, error_of, finetune_arguments):
     options = replace(OPTIONS, window_s=(-0.2, 0.3))
 
     def change(recording):
@@ -176,16 +166,14 @@ def test_a_dataset_with_another_window_is_refused(model_folder, tmp_path, capsys
         return recording
 
     other = write_dataset(tmp_path / "other", ["cat"], options, change=change)
-    capsys.readouterr()
     argv = [*finetune_arguments(model_folder, tmp_path / "out"), "--dataset", str(other)]
-    assert "session cat has (bins, bin size, window start, event) (10, " in error_of(capsys, argv)
+    assert "session cat has (bins, bin size, window start, event) (10, " in error_of("finetune", *argv)
 
 
-def test_a_known_session_with_other_units_is_refused(model_folder, tmp_path, capsys, finetune_arguments):
+def test_a_known_session_with_other_units_is_refused(model_folder, tmp_path, error_of, finetune_arguments):
     other = write_dataset(tmp_path / "other", ["ann"], replace(OPTIONS, min_rate_hz=9.0))
-    capsys.readouterr()
     argv = [*finetune_arguments(model_folder, tmp_path / "out"), "--dataset", str(other), "--session", "ann"]
-    assert f"session ann has other units in {other} than in the model" in error_of(capsys, argv)
+    assert f"session ann has other units in {other} than in the model" in error_of("finetune", *argv)
 
 
 def test_the_example_is_the_command(monkeypatch, capsys):

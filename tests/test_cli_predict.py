@@ -30,14 +30,14 @@ def predict(model_folder, tmp_path):
 
 
 @pytest.fixture
-def error_of(model_folder, tmp_path, capsys):
+def error_of(model_folder, tmp_path, error_of):
     """The one line that a wrong call prints."""
 
     def run(*argv) -> str:
         out = tmp_path / "predictions.npz"
-        assert main(["predict", *map(str, ["--model", model_folder, "--output", out, *argv])]) == 2
+        error = error_of("predict", "--model", model_folder, "--output", out, *argv)
         assert not out.exists()
-        return capsys.readouterr().err.strip().splitlines()[-1]
+        return error
 
     return run
 

@@ -21,14 +21,6 @@ def pretrain(dataset, out, *more) -> NEDSConfig:
     return NEDSConfig.from_pretrained(out)
 
 
-def error_of(capsys, *argv) -> str:
-    """The one line that a wrong call prints."""
-    assert main(["pretrain", *map(str, argv)]) == 2
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    return captured.err.strip().splitlines()[-1]
-
-
 def test_all_sessions_are_trained_on_by_default(dataset, tmp_path):
     config = pretrain(dataset, tmp_path)
     assert config.session_ids == ["ann", "bob", "cat"] and config.unit_counts == [5, 9, 5]
@@ -83,9 +75,9 @@ def test_the_scaling_of_behaviours_is_that_of_the_training_trials_and_saved(data
     assert json.loads((tmp_path / "run.json").read_text())["configuration"]["scaling"] == "minus_one_one"
 
 
-def test_another_scaling_is_another_run(model_folder, dataset, capsys):
+def test_another_scaling_is_another_run(model_folder, dataset, error_of):
     error = error_of(
-        *(capsys, *pretrain_arguments(dataset, model_folder), "--num_train_epochs", "15"),
+        *("pretrain", *pretrain_arguments(dataset, model_folder), "--num_train_epochs", "15"),
         *("--sessions", "ann", "bob", "--scaling", "zero_one"),
     )
     assert "scaling 'z_score' there, 'zero_one' asked for" in error
@@ -200,8 +192,8 @@ def test_a_dataset_without_a_behaviour_makes_a_model_without_it(tmp_path):
         ),
     ],
 )
-def test_a_wrong_argument_is_one_line_and_status_2(dataset, tmp_path, capsys, change, message):
-    error = error_of(capsys, *pretrain_arguments(dataset, tmp_path / "out"), *change)
+def test_a_wrong_argument_is_one_line_and_status_2(dataset, tmp_path, error_of, change, message):
+    error = error_of("pretrain", *pretrain_arguments(dataset, tmp_path / "out"), *change)
     assert error.startswith("neds pretrain: ") and message in error
     assert not (tmp_path / "out").exists()
 
@@ -214,8 +206,10 @@ def test_a_wrong_argument_is_one_line_and_status_2(dataset, tmp_path, capsys, ch
         (["--lr_scheduler_type", "warmup_stable_decay"], "missing 1 required positional argument"),
     ],
 )
-def test_an_optimizer_or_schedule_that_cannot_be_is_one_line(dataset, tmp_path, capsys, change, message):
-    assert message in error_of(capsys, *pretrain_arguments(dataset, tmp_path), "--sessions", "ann", *change)
+def test_an_optimizer_or_schedule_that_cannot_be_is_one_line(dataset, tmp_path, error_of, change, message):
+    assert message in error_of(
+        "pretrain", *pretrain_arguments(dataset, tmp_path), "--sessions", "ann", *change
+    )
 
 
 def test_a_training_that_diverges_ends_with_one_line(dataset, tmp_path, capsys):
@@ -279,13 +273,13 @@ def test_a_split_to_train_on_that_is_not_there(dataset, tmp_path, capsys):
     assert "later" in capsys.readouterr().err
 
 
-def test_without_validation_trials_there_is_nothing_to_choose_a_checkpoint_by(tmp_path, capsys):
+def test_without_validation_trials_there_is_nothing_to_choose_a_checkpoint_by(tmp_path, error_of):
     source = write_dataset(tmp_path / "dataset", ["ann"])
     card = source / "README.md"
     entry = "  - split: validation\n    path:\n    - trials/validation/*.parquet\n"
     card.write_text(card.read_text().replace(entry, ""))
     out = tmp_path / "out"
-    error = error_of(capsys, *pretrain_arguments(source, out))
+    error = error_of("pretrain", *pretrain_arguments(source, out))
     assert f"{source} has no validation trials to choose a checkpoint by" in error and not out.exists()
     pretrain(source, out, *error.partition("the last one: ")[2].split())
     assert "finished" in json.loads((out / "run.json").read_text())

@@ -163,36 +163,35 @@ def test_the_seed_shuffles_and_repeats(regions):
         (["--group", "nowhere.yaml"], "nowhere.yaml: expected a YAML file"),
     ],
 )
-def test_a_wrong_argument_is_one_line_and_status_2(located, model_folder, tmp_path, capsys, change, message):
+def test_a_wrong_argument_is_one_line_and_status_2(
+    located, model_folder, tmp_path, error_of, change, message
+):
     argv = ["--model", model_folder, "--dataset", located, "--output", tmp_path / "out", *change]
-    assert main(["regions", *map(str, argv)]) == 2
-    assert message in capsys.readouterr().err.strip().splitlines()[-1]
+    assert message in error_of("regions", *argv)
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("content", ["- CA1\n", "CA1: [hippocampus]\n", "CA1: {a: b}\n", "CA1: 'x\n"])
 def test_a_group_file_that_is_no_mapping_is_an_error(
-    located, model_folder, tmp_path, groups, capsys, content
+    located, model_folder, tmp_path, groups, error_of, content
 ):
     groups.write_text(content)
     argv = ["--model", model_folder, "--dataset", located, "--output", tmp_path / "out", "--group", groups]
-    assert main(["regions", *map(str, argv)]) == 2
-    assert f"{groups}: expected a " in capsys.readouterr().err
+    assert f"{groups}: expected a " in error_of("regions", *argv)
 
 
-def test_a_dataset_without_regions_is_an_error(dataset, model_folder, tmp_path, capsys):
+def test_a_dataset_without_regions_is_an_error(dataset, model_folder, tmp_path, error_of):
     argv = ["--model", model_folder, "--dataset", dataset, "--output", tmp_path / "out"]
-    assert main(["regions", *map(str, argv)]) == 2
-    assert f"{dataset}: none of the 14 units has a region in the mapping 'allen'" in capsys.readouterr().err
+    error = error_of("regions", *argv)
+    assert f"{dataset}: none of the 14 units has a region in the mapping 'allen'" in error
 
 
-def test_other_settings_in_the_same_folder_are_refused(regions, located, model_folder, tmp_path, capsys):
+def test_other_settings_in_the_same_folder_are_refused(regions, located, model_folder, tmp_path, error_of):
     regions()
     argv = ["--model", model_folder, "--dataset", located, "--output", tmp_path / "new" / "regions"]
-    assert main(["regions", *map(str, argv), "--min-units", "6"]) == 2
-    assert "two regions of 6 units" in capsys.readouterr().err
-    assert main(["regions", *map(str, argv), "--min-units", "5", "--seed", "1"]) == 2
-    assert "holds a run with other settings: seed 0 there, 1 asked for" in capsys.readouterr().err
+    assert "two regions of 6 units" in error_of("regions", *argv, "--min-units", 6)
+    error = error_of("regions", *argv, "--min-units", 5, "--seed", 1)
+    assert "holds a run with other settings: seed 0 there, 1 asked for" in error
 
 
 def test_the_example_runs_the_command(monkeypatch, capsys):

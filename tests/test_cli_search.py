@@ -56,14 +56,6 @@ def search(dataset, out, *more) -> pd.DataFrame:
     return pd.read_csv(out / "trials.csv", dtype={"hidden_size": str})
 
 
-def error_of(capsys, argv) -> str:
-    """The one line that a wrong call prints."""
-    assert main(["search", *map(str, argv)]) == 2
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    return captured.err.strip().splitlines()[-1]
-
-
 def run_of(folder: Path) -> dict:
     return json.loads((folder / "run.json").read_text())
 
@@ -129,10 +121,10 @@ def test_the_settings_that_are_printed_make_neds_pretrain_train_the_best_model(s
     assert weights == best
 
 
-def test_a_finished_search_says_so_and_goes_on_with_more_trials(searched, dataset, capsys):
+def test_a_finished_search_says_so_and_goes_on_with_more_trials(searched, dataset, error_of):
     out, _ = searched
     before = pd.read_csv(out / "trials.csv")
-    error = error_of(capsys, arguments(dataset, out, "--trials", 3))
+    error = error_of("search", *arguments(dataset, out, "--trials", 3))
     assert f"{out} holds this very search, finished; with more --trials it goes on" in error
     search(dataset, out, "--trials", 5)
     table = pd.read_csv(out / "trials.csv")
@@ -151,13 +143,13 @@ def test_a_finished_search_says_so_and_goes_on_with_more_trials(searched, datase
         (["--space", "{mask_ratio: {low: 0.1, high: 0.2}}"], "mask_ratio"),
     ],
 )
-def test_another_search_in_the_same_folder_is_refused(searched, dataset, capsys, change, message):
+def test_another_search_in_the_same_folder_is_refused(searched, dataset, error_of, change, message):
     out, _ = searched
-    error = error_of(capsys, arguments(dataset, out, *change))
+    error = error_of("search", *arguments(dataset, out, *change))
     assert f"{out} holds a run with other settings" in error and message in error
 
 
-def test_fine_tuning_is_searched_with_a_model(model_folder, tmp_path, capsys):
+def test_fine_tuning_is_searched_with_a_model(model_folder, tmp_path, capsys, error_of):
     base = copytree(model_folder, tmp_path / "base")
     dataset = write_dataset(tmp_path / "dataset", options=replace(OPTIONS, fold=1))
     argv = ["--model", base, "--dataset", dataset, "--output", tmp_path / "out", "--session", "cat", "ann"]
@@ -177,7 +169,7 @@ def test_fine_tuning_is_searched_with_a_model(model_folder, tmp_path, capsys):
     # With a model that was trained anew it is another search.
     weights = load_file(base / "model.safetensors")
     save_file({name: 2 * weight for name, weight in weights.items()}, base / "model.safetensors")
-    assert "with other settings: model_fingerprint" in error_of(capsys, [*argv, *options])
+    assert "with other settings: model_fingerprint" in error_of("search", *argv, *options)
     assert run_of(out)["configuration"]["model"] == str(base)
 
 
@@ -274,7 +266,7 @@ def test_only_the_best_is_pushed(dataset, tmp_path):
 
 
 def test_an_adapter_of_a_local_model_with_push_to_hub_is_refused_before_any_training(
-    model_folder, dataset, tmp_path, capsys
+    model_folder, dataset, tmp_path, error_of
 ):
     argv = ["--model", model_folder, "--dataset", dataset, "--output", tmp_path / "out", "--session", "cat"]
     push = ["--push_to_hub", "--hub_model_id", "lab/adapter", "--trials", 2]
@@ -283,7 +275,7 @@ def test_an_adapter_of_a_local_model_with_push_to_hub_is_refused_before_any_trai
         ["--strategy", "lora", "--space", f"{{{rates}}}"],
         ["--space", f"{{{rates}, strategy: {{choices: [full, lora]}}}}"],
     ):
-        assert "which only this machine has" in error_of(capsys, [*argv, *push, *more, *FIXED])
+        assert "which only this machine has" in error_of("search", *argv, *push, *more, *FIXED)
         assert not (tmp_path / "out").exists()
 
 
@@ -365,8 +357,8 @@ def test_a_search_that_is_killed_twice_goes_on_and_ends_as_one_that_was_not(data
         (["--strategy", "full"], "--strategy"),
     ],
 )
-def test_a_wrong_argument_is_one_line_and_status_2(dataset, tmp_path, capsys, change, message):
-    error = error_of(capsys, [*arguments(dataset, tmp_path / "out"), *change])
+def test_a_wrong_argument_is_one_line_and_status_2(dataset, tmp_path, error_of, change, message):
+    error = error_of("search", *arguments(dataset, tmp_path / "out"), *change)
     assert error.startswith("neds search: ") and message in error
     assert not (tmp_path / "out").exists()
 
@@ -386,46 +378,45 @@ def test_a_wrong_argument_is_one_line_and_status_2(dataset, tmp_path, capsys, ch
         ("pretrain: {}\nsearch: {pretrain: {ranges: {depth: {}}}}", "ranges: 'depth' cannot be drawn"),
     ],
 )
-def test_what_is_wrong_with_a_file_is_one_line(dataset, tmp_path, capsys, text, message):
+def test_what_is_wrong_with_a_file_is_one_line(dataset, tmp_path, error_of, text, message):
     file = tmp_path / "search.yaml"
     file.write_text(text)
     argv = ["--config", file, "--dataset", dataset, "--output", tmp_path / "out", "--max_steps", 1]
-    assert message in error_of(capsys, argv)
+    assert message in error_of("search", *argv)
     assert not (tmp_path / "out").exists()
 
 
-def test_a_folder_that_cannot_be_made_is_one_line(dataset, tmp_path, capsys):
+def test_a_folder_that_cannot_be_made_is_one_line(dataset, tmp_path, error_of):
     (tmp_path / "file").touch()
-    assert error_of(capsys, arguments(dataset, tmp_path / "file" / "out")).endswith(
+    assert error_of("search", *arguments(dataset, tmp_path / "file" / "out")).endswith(
         f"Not a directory: '{tmp_path / 'file' / 'out'}'"
     )
 
 
-def test_a_dataset_without_validation_trials_is_refused(tmp_path, capsys):
+def test_a_dataset_without_validation_trials_is_refused(tmp_path, error_of):
     dataset = write_dataset(tmp_path / "dataset", ["ann"])
     card = dataset / "README.md"
     entry = "  - split: validation\n    path:\n    - trials/validation/*.parquet\n"
     assert entry in card.read_text()
     card.write_text(card.read_text().replace(entry, ""))
-    error = error_of(capsys, arguments(dataset, tmp_path / "out"))
+    error = error_of("search", *arguments(dataset, tmp_path / "out"))
     assert "has no split 'validation'" in error
 
 
-def test_a_metric_that_there_is_not_is_said_before_the_first_model_is_trained(dataset, tmp_path, capsys):
-    error = error_of(capsys, arguments(dataset, tmp_path, "--metric_for_best_model", "accuracy"))
+def test_a_metric_that_there_is_not_is_said_before_the_first_model_is_trained(dataset, tmp_path, error_of):
+    error = error_of("search", *arguments(dataset, tmp_path, "--metric_for_best_model", "accuracy"))
     assert "--metric_for_best_model: there is no 'accuracy'" in error
 
 
-def test_a_model_that_cannot_be_made_is_named_with_its_settings(dataset, tmp_path, capsys):
+def test_a_model_that_cannot_be_made_is_named_with_its_settings(dataset, tmp_path, error_of):
     argv = arguments(dataset, tmp_path, "--trials", 2, "--space", "{bins_per_token: {choices: [3]}}")
     argv = [word for word in argv if word != "bins_per_token=5"]
-    assert main(["search", *argv]) == 2
-    error = capsys.readouterr().err.strip().splitlines()[-1]
+    error = error_of("search", *argv)
     assert error.startswith("neds search: bins_per_token 3: the model cannot be configured so: ")
     assert "num_bins 20 is not a multiple of bins_per_token 3" in error
     # Its folder is free for another search.
-    assert main(["search", *argv, "--space", "{bins_per_token: {choices: [7]}}"]) == 2
-    assert "neds search: bins_per_token 7: the model cannot be configured so: " in capsys.readouterr().err
+    error = error_of("search", *argv, "--space", "{bins_per_token: {choices: [7]}}")
+    assert "neds search: bins_per_token 7: the model cannot be configured so: " in error
 
 
 def test_models_that_diverge_fail_alone(dataset, tmp_path, capsys):
@@ -441,11 +432,11 @@ def test_models_that_diverge_fail_alone(dataset, tmp_path, capsys):
     "package, more, extra", [("optuna", [], "search"), ("matplotlib", [], "search"), ("ray", ["ray"], "ray")]
 )
 def test_what_is_not_installed_is_named_with_its_extra(
-    dataset, tmp_path, capsys, monkeypatch, package, more, extra
+    dataset, tmp_path, error_of, monkeypatch, package, more, extra
 ):
     monkeypatch.setitem(sys.modules, package, None)
     argv = arguments(dataset, tmp_path / "out", *(["--backend", *more] if more else []))
-    error = error_of(capsys, argv)
+    error = error_of("search", *argv)
     assert f"the search needs {package}: pip install 'neds_hf[{extra}]'" in error
 
 
@@ -499,6 +490,6 @@ def test_on_ray_bad_models_are_stopped_and_impossible_ones_fail(dataset, tmp_pat
 
 
 @pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed")
-def test_ray_draws_at_random_only(dataset, tmp_path, capsys):
-    error = error_of(capsys, arguments(dataset, tmp_path, "--backend", "ray", "--sampler", "tpe"))
+def test_ray_draws_at_random_only(dataset, tmp_path, error_of):
+    error = error_of("search", *arguments(dataset, tmp_path, "--backend", "ray", "--sampler", "tpe"))
     assert "which only --sampler random can" in error

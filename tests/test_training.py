@@ -129,7 +129,7 @@ def test_training_learns_what_the_spikes_say(model_folder):
 # --- running again ---
 
 
-def test_a_finished_run_says_so_and_is_not_repeated(model_folder, dataset, capsys):
+def test_a_finished_run_says_so_and_is_not_repeated(model_folder, dataset, error_of):
     before = (model_folder / "run.json").read_text()
     argv = [
         *pretrain_arguments(dataset, model_folder),
@@ -139,8 +139,7 @@ def test_a_finished_run_says_so_and_is_not_repeated(model_folder, dataset, capsy
         "ann",
         "bob",
     ]
-    assert main(["pretrain", *argv]) == 2
-    assert "holds this very run, finished" in capsys.readouterr().err
+    assert "holds this very run, finished" in error_of("pretrain", *argv)
     assert (model_folder / "run.json").read_text() == before
 
 
@@ -155,7 +154,7 @@ def test_a_finished_run_says_so_and_is_not_repeated(model_folder, dataset, capsy
     ],
 )
 def test_other_settings_in_the_same_folder_are_refused_by_name(
-    model_folder, dataset, capsys, change, message
+    model_folder, dataset, error_of, change, message
 ):
     argv = [
         *pretrain_arguments(dataset, model_folder),
@@ -165,8 +164,7 @@ def test_other_settings_in_the_same_folder_are_refused_by_name(
         "ann",
         "bob",
     ]
-    assert main(["pretrain", *argv, *change]) == 2
-    error = capsys.readouterr().err.strip().splitlines()[-1]
+    error = error_of("pretrain", *argv, *change)
     assert f"{model_folder} holds a run with other settings" in error and message in error
 
 
