@@ -340,7 +340,7 @@ def test_a_file_whose_md5_is_listed_is_recorded_with_it_and_a_note_where_it_diff
     ]
 
 
-def test_files_of_a_server_are_asked_of_one(tmp_path, monkeypatch):
+def test_files_of_a_server_are_asked_of_one(tmp_path):
     write_session(tmp_path)
     offline, server = alf.open_local(tmp_path), alf.open_local(tmp_path)
     (session,) = alf.list_sessions(offline)

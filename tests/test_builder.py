@@ -9,7 +9,7 @@ from datasets import load_dataset
 from tiny_alf import TRIALS, write_session
 
 import neds_hf  # noqa: F401  registers the dataset
-from neds_hf.data.alf import list_sessions, open_local, read_session, repeated_site_sessions
+from neds_hf.data.alf import list_sessions, open_local, read_session
 from neds_hf.data.builder import fingerprint
 from neds_hf.data.schema import ConversionOptions, split_of_trials
 from neds_hf.errors import NEDSError
@@ -104,12 +104,6 @@ def test_a_cache_without_the_papers_sessions_has_no_pretrain_and_held_out(cache)
             load(cache, name)
 
 
-def test_the_papers_sessions_are_74_and_10_others():
-    paper = repeated_site_sessions()
-    assert len(set(paper["pretrain"])) == 74 and len(set(paper["held_out"])) == 10
-    assert not set(paper["pretrain"]) & set(paper["held_out"])
-
-
 def test_without_data_dir_the_error_says_what_to_give(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "some.txt").write_text("load_dataset lists the working folder")
@@ -128,12 +122,3 @@ def test_several_processes_in_a_script_without_a_guard_are_one_error(cache, tmp_
     assert done.returncode == 1
     assert 'load_dataset belongs under `if __name__ == "__main__":`' in done.stderr
     assert "NEDSError: a worker process was ended" in done.stderr.splitlines()[-1]
-
-
-def test_the_package_imports_without_one_plots_and_torch():
-    code = (
-        "import sys, neds_hf, neds_hf.data.builder, neds_hf.data.arrays; "
-        "print([m for m in ('one', 'iblatlas', 'matplotlib', 'torch') if m in sys.modules])"
-    )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert result.stdout.strip() == "[]"

@@ -1,8 +1,6 @@
 """`neds build`: every flag, its errors and its exit status."""
 
 import json
-import runpy
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -292,15 +290,6 @@ def test_help_names_every_flag(capsys):
     flags = "alf arrays eids window bin-size align-event min-rate reaction-time split seed behaviors held-out"
     for flag in (*flags.split(), "sessions", "workers", "cache-dir", "whisker-camera", "config"):
         assert f"--{flag} " in text
-
-
-def test_the_example_file_runs_the_command(arrays, tmp_path, monkeypatch):
-    example = Path(__file__).parents[1] / "examples" / "build.py"
-    monkeypatch.setattr(sys, "argv", ["build.py", str(tmp_path / "out"), "--arrays", str(arrays[0])])
-    with pytest.raises(SystemExit) as stop:
-        runpy.run_path(str(example), run_name="__main__")
-    assert stop.value.code == 0
-    assert len(sessions(tmp_path / "out")) == 1
 
 
 @needs_recordings

@@ -217,7 +217,7 @@ def test_what_neither_gives_is_still_required(tmp_path, capsys, command):
 
 
 @pytest.mark.parametrize("command", ["build", "pretrain", "finetune"])
-def test_abbreviated_options_are_refused(tmp_path, capsys, command):
+def test_abbreviated_options_are_refused(capsys, command):
     """Or `--conf FILE` would be read, and its file would not."""
     argv = [command, "out"] if command == "build" else [command, "--output", "out", "--dataset", "there"]
     argv += {"build": ["--alf", "a"], "pretrain": [], "finetune": ["--model", "m", "--session", "s"]}[command]

@@ -1,8 +1,6 @@
 """`neds finetune`: every flag of its own, its errors and its exit status."""
 
 import json
-import runpy
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -52,9 +50,7 @@ def test_several_sessions_new_and_known(model_folder, tmp_path, capsys, finetune
     assert load_model(str(tmp_path))[0].config.session_ids == ["ann", "bob", "cat"]
 
 
-def test_the_model_it_starts_from_belongs_to_the_run(
-    model_folder, dataset, tmp_path, error_of, finetune_arguments
-):
+def test_the_model_it_starts_from_belongs_to_the_run(model_folder, tmp_path, error_of, finetune_arguments):
     """A folder whose model was trained anew is another start, and not the same run, finished."""
     assert main(["finetune", *finetune_arguments(model_folder, tmp_path)]) == 0
     assert "finished" in error_of("finetune", *finetune_arguments(model_folder, tmp_path))
@@ -174,13 +170,6 @@ def test_a_known_session_with_other_units_is_refused(model_folder, tmp_path, err
     other = write_dataset(tmp_path / "other", ["ann"], replace(OPTIONS, min_rate_hz=9.0))
     argv = [*finetune_arguments(model_folder, tmp_path / "out"), "--dataset", str(other), "--session", "ann"]
     assert f"session ann has other units in {other} than in the model" in error_of("finetune", *argv)
-
-
-def test_the_example_is_the_command(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["finetune.py", "--model", "nowhere", "--dataset", "nowhere"])
-    with pytest.raises(SystemExit, match="2"):
-        runpy.run_path(str(EXAMPLES / "finetune.py"), run_name="__main__")
-    assert "usage: neds finetune" in capsys.readouterr().err
 
 
 def test_the_help_lists_every_flag_with_its_meaning(capsys):

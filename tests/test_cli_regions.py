@@ -1,8 +1,6 @@
 """`neds regions`: every flag, what it writes, its errors and its exit status."""
 
 import json
-import runpy
-import sys
 from pathlib import Path
 
 import pandas as pd
@@ -35,9 +33,9 @@ FEATURES = [
 
 
 @pytest.fixture(autouse=True)
-def few_penalties(monkeypatch):
-    """To choose from, to be quick."""
-    monkeypatch.setattr(analysis, "INVERSE_PENALTIES", (0.01, 1.0))
+def one_penalty(monkeypatch):
+    """To be quick."""
+    monkeypatch.setattr(analysis, "INVERSE_PENALTIES", (1.0,))
 
 
 def with_regions(recording):
@@ -139,12 +137,9 @@ def test_statistics_are_of_the_validation_trials_too(regions, located, monkeypat
     assert len(seen[0].split("train")) == len(splits["train"]) + len(splits["validation"])
 
 
-def test_the_seed_shuffles_and_repeats(regions):
-    one, again, other = (
-        regions("--mapping", "cosmos", "--seed", seed, out=out)["by_unit"]
-        for seed, out in ((0, "one"), (0, "again"), (5, "other"))
-    )
-    assert one == again and one != other
+def test_the_seed_shuffles(regions):
+    one, other = (regions("--mapping", "cosmos", "--seed", s, out=f"seed-{s}")["by_unit"] for s in (0, 5))
+    assert one != other
 
 
 @pytest.mark.parametrize(
@@ -192,14 +187,6 @@ def test_other_settings_in_the_same_folder_are_refused(regions, located, model_f
     assert "two regions of 6 units" in error_of("regions", *argv, "--min-units", 6)
     error = error_of("regions", *argv, "--min-units", 5, "--seed", 1)
     assert "holds a run with other settings: seed 0 there, 1 asked for" in error
-
-
-def test_the_example_runs_the_command(monkeypatch, capsys):
-    script = REPOSITORY / "examples" / "regions.py"
-    monkeypatch.setattr(sys, "argv", [str(script), "--help"])
-    with pytest.raises(SystemExit) as stopped:
-        runpy.run_path(str(script), run_name="__main__")
-    assert stopped.value.code == 0 and "usage: neds regions" in capsys.readouterr().out
 
 
 def test_the_groups_of_steinmetz_are_of_one_division_of_the_atlas_each():

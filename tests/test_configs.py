@@ -1,37 +1,17 @@
-"""The recipes in examples/configs: keys that the commands have, and numbers that say where they are from."""
+"""The recipes in examples/configs: sections of commands, and numbers that say where they are from."""
 
-import dataclasses
 import re
 from pathlib import Path
 
 import pytest
 import yaml
 
-from neds_hf.cli import build
-from neds_hf.cli.finetune import FinetuneArguments
-from neds_hf.cli.pretrain import PretrainArguments
 from neds_hf.models import NEDSConfig
-from neds_hf.training.arguments import NEDSTrainingArguments
 
 FOLDER = Path(__file__).resolve().parents[1] / "examples/configs"
 GROUPS = "steinmetz_regions.yaml"  # acronyms to classes for `neds regions`, no recipe
 FILES = sorted(file for file in FOLDER.glob("*.yaml") if file.name != GROUPS)
 EACH_FILE = pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
-
-
-def names(kind: type) -> set[str]:
-    return {field.name for field in dataclasses.fields(kind)}
-
-
-OPTIONS = {
-    "build": {
-        option.removeprefix("--").replace("-", "_")
-        for action in build.parser()._actions
-        for option in action.option_strings
-    },
-    "pretrain": names(PretrainArguments) | names(NEDSTrainingArguments),
-    "finetune": names(FinetuneArguments) | names(NEDSTrainingArguments),
-}
 
 
 def scalars(node: yaml.Node) -> list[yaml.ScalarNode]:
@@ -43,7 +23,7 @@ def scalars(node: yaml.Node) -> list[yaml.ScalarNode]:
     return [node]
 
 
-def test_every_recipe_of_the_issue_is_there():
+def test_every_recipe_is_there():
     assert [file.stem for file in FILES] == [
         "finetuning",
         "published_code",
@@ -55,15 +35,9 @@ def test_every_recipe_of_the_issue_is_there():
 
 
 @EACH_FILE
-def test_every_key_is_an_option_of_its_command(file):
-    content = yaml.safe_load(file.read_text())
-    sections = {name: dict(section) for name, section in content.items() if name != "search"}
-    assert sections and set(sections) <= set(OPTIONS)
-    for command, section in sections.items():
-        settings = section.pop("set", {})
-        assert set(section) <= OPTIONS[command]
-        assert set(settings) <= names(NEDSConfig)
-    assert ("search" in content) == (file.stem == "search")
+def test_every_section_is_of_a_command(file):
+    """What is in them, the commands look at."""
+    assert set(yaml.safe_load(file.read_text())) <= {"build", "pretrain", "finetune", "search"}
 
 
 @EACH_FILE
@@ -84,18 +58,10 @@ def test_numbers_are_numbers_for_any_yaml_reader(file):
     assert [word for word in words if re.fullmatch(r"[\d.e+-]+", word)] == []
 
 
-def test_ranges_of_the_search_are_of_what_can_be_set():
+def test_what_a_search_draws_is_not_fixed():
     content = yaml.safe_load((FOLDER / "search.yaml").read_text())
-    assert set(content["search"]) == {"pretrain", "finetune"}
-    for command, search in content["search"].items():
-        assert set(search) == {"num_models", "ranges"} and search["num_models"] > 1
-        assert set(search["ranges"]) <= OPTIONS[command] | names(NEDSConfig)
-        assert not set(search["ranges"]) & set(content[command])  # drawn or fixed, not both
-        for one in search["ranges"].values():
-            if "choices" in one:
-                assert set(one) == {"choices"} and len(set(one["choices"])) == len(one["choices"]) > 1
-            else:
-                assert set(one) <= {"low", "high", "log"} and 0 < one["low"] < one["high"]
+    for command in ("pretrain", "finetune"):
+        assert not set(content["search"][command]["ranges"]) & set(content[command])
 
 
 def test_configurations_of_the_recipes_exist():

@@ -142,9 +142,7 @@ def test_a_finished_demo_prints_its_table_again(finished, metrics, capsys, monke
     assert (finished / "metrics.json").read_bytes() == before
 
 
-def test_a_demo_that_was_cut_off_goes_on_without_training_again(
-    finished, metrics, tmp_path, capsys, monkeypatch
-):
+def test_a_demo_that_was_cut_off_goes_on_without_training_again(finished, metrics, monkeypatch):
     no_training(monkeypatch)
     (finished / "report.html").unlink()
     assert main(["demo", str(finished), *ARGUMENTS]) == 0

@@ -127,7 +127,7 @@ def test_it_loads_by_its_name_like_any_model(run, batch, monkeypatch):
     assert_same(model.cpu(), load_model(str(run[0]))[0].cpu(), batch)
 
 
-def test_evaluate_finds_the_metrics_of_the_training_and_predict_predicts(run, dataset, tmp_path, capsys):
+def test_evaluate_finds_the_metrics_of_the_training_and_predict_predicts(run, dataset, tmp_path):
     where = ["--model", str(run[0]), "--dataset", str(dataset), "--session", "cat"]
     assert main(["evaluate", *where, "--output", str(tmp_path / "scores.json")]) == 0
     found = json.loads((tmp_path / "scores.json").read_text())["sessions"]["cat"]
@@ -161,7 +161,7 @@ def test_a_known_session_gets_an_adapter_of_its_own_rows(run, model_folder, tmp_
     assert load_model(str(tmp_path))[0].config.session_ids == ["ann", "bob"]
 
 
-def test_an_adapter_fine_tunes_to_a_whole_model(run, dataset, tmp_path, finetune_arguments):
+def test_an_adapter_fine_tunes_to_a_whole_model(run, tmp_path, finetune_arguments):
     assert main(["finetune", *finetune_arguments(run[0], tmp_path), "--strategy", "session"]) == 0
     assert (tmp_path / "model.safetensors").exists() and not (tmp_path / "adapter_config.json").exists()
     encoder, adapted = (
@@ -171,7 +171,7 @@ def test_an_adapter_fine_tunes_to_a_whole_model(run, dataset, tmp_path, finetune
 
 
 @pytest.mark.parametrize("options", [{"tied_units": True}, {"tokenizer": "mlp"}, {"spike_smoothing": 1.0}])
-def test_every_kind_of_model_takes_an_adapter(options, tmp_path):
+def test_every_kind_of_model_takes_an_adapter(options):
     """With trained rows that are unlike the others; merged and apart, the predictions are the same."""
     sizes = {"num_bins": 10, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
     torch.manual_seed(0)

@@ -2,6 +2,7 @@
 
 import ast
 import re
+import runpy
 import subprocess
 import sys
 import tomllib
@@ -55,8 +56,8 @@ def imports(file: Path) -> set[str]:
 
 
 def test_importing_the_package_loads_nothing_heavy():
-    script = "import sys, neds_hf; print(*{name.split('.')[0] for name in sys.modules})"
-    loaded = set(run(script).split())
+    what = "neds_hf, neds_hf.data.builder, neds_hf.data.arrays"  # also by what converts
+    loaded = set(run(f"import sys, {what}; print(*{{name.split('.')[0] for name in sys.modules}})").split())
     assert "datasets" in loaded
     heavy = {"torch", "transformers", "sklearn", "one", "iblatlas", "matplotlib", "jinja2"}
     assert loaded & heavy == set()
@@ -149,6 +150,14 @@ def test_every_command_has_a_file_a_row_and_an_example():
     for name in COMMANDS:
         example = (REPOSITORY / "examples" / f"{name}.py").read_text()
         assert f'run("{name}")' in example and len(example.splitlines()) <= 4
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_example_of_a_command_is_the_command(name, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", "--help"])
+    with pytest.raises(SystemExit, match="0"):
+        runpy.run_path(str(REPOSITORY / "examples" / f"{name}.py"), run_name="__main__")
+    assert f"usage: neds {name} " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("argv, status", [([], 0), (["--help"], 0), (["fly"], 2)])

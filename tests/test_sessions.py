@@ -309,7 +309,7 @@ def test_the_plain_trainer_fine_tunes_a_new_animal(dataset, model_folder, tmp_pa
     assert load_model(str(tmp_path / "saved"))[0].config.session_ids == ["ann", "bob", "cat"]
 
 
-def test_fine_tuned_models_can_be_fine_tuned_again(dataset, model_folder, tmp_path, finetune_arguments):
+def test_fine_tuned_models_can_be_fine_tuned_again(model_folder, tmp_path, finetune_arguments):
     first = finetune_arguments(model_folder, tmp_path / "first")
     assert main(["finetune", *first]) == 0
     assert main(["finetune", *finetune_arguments(tmp_path / "first", tmp_path / "second")]) == 0
