@@ -6,9 +6,9 @@ import pytest
 import torch
 from matplotlib.image import imread
 
+from neds_hf.analysis.figures import draw_confusion
 from neds_hf.analysis.regions import (
     Predictions,
-    draw_confusion,
     predict_regions,
     unit_features,
     unit_regions,

@@ -1,18 +1,12 @@
-"""Several methods on the same test trials of some sessions: their metrics side by side, and a report's figures."""
-
-from __future__ import annotations
+"""Several methods on the same test trials of some sessions: their metrics side by side."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
 from neds_hf.data.trials import SessionTrials
 from neds_hf.metrics.sums import SessionSums
-
-if TYPE_CHECKING:  # matplotlib is optional
-    from matplotlib.figure import Figure
 
 # Heading of each column of the table, and its metric.
 COLUMNS = {
@@ -86,48 +80,3 @@ class ShownSession:
     regions: np.ndarray
     times_s: np.ndarray
     bin_size_s: float
-
-
-def raster_of_first_trial(shown: ShownSession) -> Figure:
-    """Spikes of the first test trial, and the rates that the last method predicts."""
-    from neds_hf.analysis.figures import raster_with_rates
-
-    log_rates = list(shown.predictions.values())[-1]["log_rates"]
-    return raster_with_rates(
-        shown.trials.spike_counts[0], np.exp(log_rates[0]) / shown.bin_size_s, shown.times_s, shown.regions
-    )
-
-
-def psths_of_busiest_units(shown: ShownSession) -> Figure:
-    """Average test trial by choice of the units with the most spikes in them, by the last method."""
-    from neds_hf.analysis.figures import psths
-
-    trials = shown.trials
-    busiest = np.argsort(-trials.spike_counts.sum((0, 1), dtype=np.int64), kind="stable")[:SHOWN_UNITS]
-    log_rates = list(shown.predictions.values())[-1]["log_rates"]
-    chosen = trials.categorical["choice"]
-    labels = np.array([f"choice {name}" for name in trials.classes["choice"]])
-    return psths(
-        trials.spike_counts[chosen >= 0][..., busiest],
-        log_rates[chosen >= 0][..., busiest],
-        shown.times_s,
-        [f"{shown.regions[unit]}, unit {unit}" for unit in busiest],
-        shown.bin_size_s,
-        labels[chosen[chosen >= 0]],
-    )
-
-
-def behavior_of_first_trials(shown: ShownSession) -> Figure:
-    """Wheel speed and whisker motion energy of the first test trials, recorded and by every method."""
-    from neds_hf.analysis.figures import behavior_traces
-
-    return behavior_traces(
-        shown.times_s,
-        {name: shown.trials.continuous[name][:SHOWN_TRIALS] for name in BEHAVIOR_UNITS},
-        {
-            method: {name: predicted[name][:SHOWN_TRIALS] for name in BEHAVIOR_UNITS}
-            for method, predicted in shown.predictions.items()
-        },
-        shown.trials.trial_index[:SHOWN_TRIALS].tolist(),
-        BEHAVIOR_UNITS,
-    )

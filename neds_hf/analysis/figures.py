@@ -1,4 +1,4 @@
-"""Figures of a report. Every function returns a `matplotlib.figure.Figure` of its own: no global state."""
+"""Figures of reports and of brain regions. Every function returns a `Figure` of its own: no global state."""
 
 from textwrap import fill
 
@@ -10,6 +10,7 @@ from matplotlib.colors import PowerNorm, to_hex
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from neds_hf.analysis.comparison import BEHAVIOR_UNITS, SHOWN_TRIALS, SHOWN_UNITS, ShownSession
 from neds_hf.analysis.summary import Estimate, is_headline, metric_label
 
 # Okabe & Ito's colours, told apart also by colour-blind readers.
@@ -178,6 +179,45 @@ def behavior_traces(
     return figure
 
 
+def raster_of_first_trial(shown: ShownSession) -> Figure:
+    """Spikes of the first test trial, and the rates that the last method predicts."""
+    log_rates = list(shown.predictions.values())[-1]["log_rates"]
+    return raster_with_rates(
+        shown.trials.spike_counts[0], np.exp(log_rates[0]) / shown.bin_size_s, shown.times_s, shown.regions
+    )
+
+
+def psths_of_busiest_units(shown: ShownSession) -> Figure:
+    """Average test trial by choice of the units with the most spikes in them, by the last method."""
+    trials = shown.trials
+    busiest = np.argsort(-trials.spike_counts.sum((0, 1), dtype=np.int64), kind="stable")[:SHOWN_UNITS]
+    log_rates = list(shown.predictions.values())[-1]["log_rates"]
+    chosen = trials.categorical["choice"]
+    labels = np.array([f"choice {name}" for name in trials.classes["choice"]])
+    return psths(
+        trials.spike_counts[chosen >= 0][..., busiest],
+        log_rates[chosen >= 0][..., busiest],
+        shown.times_s,
+        [f"{shown.regions[unit]}, unit {unit}" for unit in busiest],
+        shown.bin_size_s,
+        labels[chosen[chosen >= 0]],
+    )
+
+
+def behavior_of_first_trials(shown: ShownSession) -> Figure:
+    """Wheel speed and whisker motion energy of the first test trials, recorded and by every method."""
+    return behavior_traces(
+        shown.times_s,
+        {name: shown.trials.continuous[name][:SHOWN_TRIALS] for name in BEHAVIOR_UNITS},
+        {
+            method: {name: predicted[name][:SHOWN_TRIALS] for name in BEHAVIOR_UNITS}
+            for method, predicted in shown.predictions.items()
+        },
+        shown.trials.trial_index[:SHOWN_TRIALS].tolist(),
+        BEHAVIOR_UNITS,
+    )
+
+
 @rc_context(STYLE)
 def metric_bars(table: pd.DataFrame) -> Figure:
     """Metrics of several models: a panel a column of `table`, a bar a row."""
@@ -219,6 +259,25 @@ def paired_sessions(tables: dict[str, pd.DataFrame]) -> Figure:
         panel.set_yticklabels([] if place % num_columns else methods)
         panel.grid(axis="x", color="0.9")
         panel.set_axisbelow(True)
+    return figure
+
+
+@rc_context(STYLE)
+def draw_confusion(confusion: pd.DataFrame, title: str) -> Figure:
+    """Number of units of each region, a row each, by predicted region; colour is the share of the row."""
+    shares = confusion.to_numpy() / confusion.sum(axis=1).to_numpy()[:, None]
+    size = 2.2 + 0.55 * len(confusion)
+    figure = Figure(figsize=(size + 0.8, size), layout="constrained")
+    panel = figure.subplots()
+    image = panel.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for row, column in np.ndindex(shares.shape):
+        color = "white" if shares[row, column] > 0.5 else "black"
+        panel.text(column, row, confusion.iat[row, column], ha="center", va="center", color=color)
+    places = range(len(confusion))
+    panel.set(title=title, xlabel="predicted", ylabel="region")
+    panel.set_xticks(places, confusion.columns, rotation=45, ha="right", rotation_mode="anchor")
+    panel.set_yticks(places, confusion.index)
+    figure.colorbar(image, ax=panel, label="share of the region's units", shrink=0.8)
     return figure
 
 

@@ -6,7 +6,6 @@ Features are tables with a row a unit. A unit's embedding is its row of the mode
 import warnings
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -30,9 +29,6 @@ from neds_hf.errors import NEDSError
 from neds_hf.metrics.functional import accuracy, balanced_accuracy
 from neds_hf.models.modeling_neds import NEDSModel
 from neds_hf.training.sessions import Recordings
-
-if TYPE_CHECKING:  # matplotlib is optional
-    from matplotlib.figure import Figure
 
 FOLDS, INNER_FOLDS = 5, 3
 INVERSE_PENALTIES = np.logspace(-4, 0, 5)
@@ -277,27 +273,3 @@ def _classifier(features: pd.DataFrame, inner) -> DummyClassifier | GridSearchCV
         LinearSVC(class_weight="balanced", dual=False),
     )
     return GridSearchCV(pipeline, {"linearsvc__C": INVERSE_PENALTIES}, scoring="balanced_accuracy", cv=inner)
-
-
-def draw_confusion(confusion: pd.DataFrame, title: str) -> "Figure":
-    """Number of units of each region, a row each, by predicted region; colour is the share of the row."""
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
-    from neds_hf.analysis.figures import STYLE
-
-    shares = confusion.to_numpy() / confusion.sum(axis=1).to_numpy()[:, None]
-    size = 2.2 + 0.55 * len(confusion)
-    with rc_context(STYLE):
-        figure = Figure(figsize=(size + 0.8, size), layout="constrained")
-        panel = figure.subplots()
-        image = panel.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-        for row, column in np.ndindex(shares.shape):
-            color = "white" if shares[row, column] > 0.5 else "black"
-            panel.text(column, row, confusion.iat[row, column], ha="center", va="center", color=color)
-        places = range(len(confusion))
-        panel.set(title=title, xlabel="predicted", ylabel="region")
-        panel.set_xticks(places, confusion.columns, rotation=45, ha="right", rotation_mode="anchor")
-        panel.set_yticks(places, confusion.index)
-        figure.colorbar(image, ax=panel, label="share of the region's units", shrink=0.8)
-    return figure

@@ -22,10 +22,7 @@ from neds_hf.analysis.comparison import (
     SHOWN_TRIALS,
     SHOWN_UNITS,
     ShownSession,
-    behavior_of_first_trials,
     comparison_table,
-    psths_of_busiest_units,
-    raster_of_first_trial,
     score_predictions,
 )
 from neds_hf.analysis.report import text_table, write_report
@@ -260,7 +257,13 @@ def report(
     shown: ShownSession,
 ) -> None:
     """Write `report.html`."""
-    from neds_hf.analysis.figures import metric_bars, training_curves  # needs matplotlib
+    from neds_hf.analysis.figures import (  # needs matplotlib
+        behavior_of_first_trials,
+        metric_bars,
+        psths_of_busiest_units,
+        raster_of_first_trial,
+        training_curves,
+    )
 
     table = comparison_table(means)
     first = next(iter(subjects.values()))

@@ -9,7 +9,6 @@ import pandas as pd
 from neds_hf.analysis.regions import (
     FOLDS,
     Predictions,
-    draw_confusion,
     predict_regions,
     unit_features,
     unit_regions,
@@ -126,6 +125,8 @@ def read_groups(file: Path) -> dict[str, str]:
 
 def write_confusion(folder: Path, predictions: Predictions, name: str, by: str) -> None:
     """The confusion matrix of features as a table and as a figure."""
+    from neds_hf.analysis.figures import draw_confusion  # needs matplotlib
+
     confusion = predictions.confusion
     stem = f"confusion_by_{by}_{name.replace(' + ', '_')}"
     confusion.to_csv(folder / f"{stem}.csv")
