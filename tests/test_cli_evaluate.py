@@ -252,19 +252,6 @@ def test_what_is_missing_is_a_usage_error(lacking, capsys):
     assert f"required: {lacking}" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("place, message", [("folder", "is a folder"), ("file/x", "file is no folder")])
-def test_an_output_that_cannot_be_written_is_said_before_the_model_is_loaded(
-    tmp_path, capsys, place, message
-):
-    (tmp_path / "folder").mkdir()
-    (tmp_path / "file").touch()
-    argv = ["--model", "nowhere", "--dataset", "nowhere", "--output", str(tmp_path / place)]
-    assert main(["evaluate", *argv]) == 2
-    error = capsys.readouterr().err
-    assert message in error and str(tmp_path / place) in error and len(error.splitlines()) == 1
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
-
-
 def test_the_help_lists_every_flag(capsys):
     with pytest.raises(SystemExit, match="0"):
         main(["evaluate", "--help"])

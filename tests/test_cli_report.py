@@ -317,17 +317,6 @@ def test_a_run_that_left_out_all_its_sessions_still_has_a_page(tmp_path):
     assert "Session s2" in (tmp_path / "page.html").read_text()
 
 
-@pytest.mark.parametrize("place, message", [("folder", "is a folder"), ("file/x", "file is no folder")])
-def test_an_output_that_cannot_be_written_is_said_before_runs_are_read(tmp_path, capsys, place, message):
-    (tmp_path / "folder").mkdir()
-    (tmp_path / "file").touch()
-    argv = ["nowhere", "--output", str(tmp_path / place)]
-    assert main(["report", *argv]) == 2
-    error = capsys.readouterr().err
-    assert message in error and str(tmp_path / place) in error and len(error.splitlines()) == 1
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
-
-
 def test_the_help_lists_every_flag(capsys):
     with pytest.raises(SystemExit, match="0"):
         main(["report", "--help"])

@@ -160,6 +160,25 @@ def test_the_example_of_a_command_is_the_command(name, monkeypatch, capsys):
     assert f"usage: neds {name} " in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("place, message", [("folder", "is a folder"), ("file/x", "file is no folder")])
+@pytest.mark.parametrize(
+    "command",
+    [
+        "evaluate --model nowhere --dataset nowhere",
+        "predict --model nowhere --dataset nowhere --task encoding",
+        "report nowhere",
+    ],
+)
+def test_an_output_that_cannot_be_written_is_said_before_anything_is_read(
+    tmp_path, error_of, command, place, message
+):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").touch()
+    error = error_of(*command.split(), "--output", tmp_path / place)
+    assert message in error and str(tmp_path / place) in error
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
+
+
 @pytest.mark.parametrize("argv, status", [([], 0), (["--help"], 0), (["fly"], 2)])
 def test_neds_alone_lists_its_commands(argv, status, capsys):
     from neds_hf.cli.main import main
