@@ -14,7 +14,7 @@ import torch
 from common import HERE
 from machine import best_seconds, matmul, operations_of_matmul, seconds
 from page import publish, row
-from steps import DTYPES, make_config, operations
+from steps import DTYPES, SIZES, make_config, operations
 from torch.utils.data import DataLoader
 
 from neds_hf.models import NEDSConfig, NEDSModel, NEDSProcessor
@@ -92,8 +92,8 @@ def main() -> None:
 
 def measure(preset: str, dtype: str, options: argparse.Namespace) -> dict:
     """One preset and number format; the weights themselves are of that format."""
-    sizes = {"num_bins": options.bins, "num_hidden_layers": options.layers, "hidden_size": 256}
-    config = make_config(preset, [options.units], **sizes, intermediate_size=512, num_attention_heads=8)
+    sizes = SIZES["of `small`"] | {"num_bins": options.bins, "num_hidden_layers": options.layers}
+    config = make_config(preset, [options.units], **sizes)
     needed = operations(config, train=False)
     model = NEDSModel(config).eval().to(DTYPES[dtype])
     processor = make_processor(config)

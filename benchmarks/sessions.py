@@ -11,7 +11,7 @@ import torch
 from common import HERE
 from machine import best_seconds
 from page import publish, row
-from steps import make_config, make_step
+from steps import SIZES, make_config, make_step
 
 from neds_hf.models import NEDSConfig, NEDSModel
 
@@ -35,10 +35,9 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=HERE / "sessions.json")
     options = parser.parse_args()
 
-    sizes = {"hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 8}
+    sizes = SIZES["of `small`"] | {"num_hidden_layers": options.layers}
     configs = {
-        number: make_config("compact", [options.units] * number, num_hidden_layers=options.layers, **sizes)
-        for number in (1, *options.sessions)
+        number: make_config("compact", [options.units] * number, **sizes) for number in (1, *options.sessions)
     }
     steps = {number: make_step(config, options.trials, torch.float32) for number, config in configs.items()}
     times = best_seconds(steps, options.rounds)

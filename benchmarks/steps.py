@@ -7,18 +7,12 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from neds_hf.models import NEDSConfig, NEDSModel
+from neds_hf.models.configuration_neds import PRESETS
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 # Of `compact`: its own, and those of the preset `small`, the paper's.
-SIZES = {
-    "of its own": {},
-    "of `small`": {
-        "hidden_size": 256,
-        "intermediate_size": 512,
-        "num_hidden_layers": 5,
-        "num_attention_heads": 8,
-    },
-}
+NAMES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+SIZES = {"of its own": {}, "of `small`": {name: PRESETS["small"][name] for name in NAMES}}
 
 
 def encoder_operations(config: NEDSConfig, trials: int, tokens: int) -> float:

@@ -10,10 +10,8 @@ from safetensors import safe_open
 from neds_hf.cards.rendering import origin_in_words, render
 from neds_hf.errors import NEDSError
 
-OF_SPIKES = (
-    "bits_per_spike",
-    "psth_r2",
-)  # how the names of their metrics begin; the others are of behaviours
+# How the names of the metrics of spikes begin; the others are of behaviours.
+OF_SPIKES = ("bits_per_spike", "psth_r2")
 NO_RESULTS = ("mean", "silent_units")  # what the best model was chosen by; a count
 
 
