@@ -9,6 +9,7 @@ os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": CACHE.name, "OMP_NUM_
 
 import pytest  # noqa: E402
 from small_dataset import pretrain_arguments, write_dataset  # noqa: E402
+from tiny_alf import write_session  # noqa: E402
 
 
 @pytest.fixture(scope="session")
@@ -26,6 +27,14 @@ def model_folder(tmp_path_factory, dataset):
     argv = [*pretrain_arguments(dataset, out), "--num_train_epochs", "15", "--sessions", "ann", "bob"]
     assert main(["pretrain", *argv]) == 0
     return out
+
+
+@pytest.fixture
+def cache(tmp_path):
+    """A ONE cache with a session of `mouse_a` and one of `mouse_b`."""
+    for subject in ("mouse_a", "mouse_b"):
+        write_session(tmp_path / "one", subject)
+    return tmp_path / "one"
 
 
 @pytest.fixture

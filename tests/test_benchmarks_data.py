@@ -1,26 +1,7 @@
 """Benchmarks of loading, conversion, streaming and scale-out run at small sizes, and compare like with like."""
 
-import json
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
-
-BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
-
-
-def results_of(script: str, tmp_path: Path, *options: object) -> dict:
-    """What the script writes, and prints as a table."""
-    output = tmp_path / "results.json"
-    command = [sys.executable, BENCHMARKS / f"{script}.py", "--output", output, *options]
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=200)
-    assert done.returncode == 0, done.stderr[-3000:]
-    results = json.loads(output.read_text())
-    assert results["versions"]["torch"] and results["hardware"]["cpus"]
-    for line in results["table"]:
-        assert f"| {line['what']} |" in done.stdout
-    return results
+from benchmark_runs import results_of
 
 
 def test_loading(tmp_path):

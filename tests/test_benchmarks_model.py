@@ -4,17 +4,13 @@ No time is asserted, and nothing of the package's folder is written to.
 """
 
 import json
-import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
+from benchmark_runs import BENCHMARKS, PAGE, results_of
 
-REPOSITORY = Path(__file__).resolve().parents[1]
-BENCHMARKS = REPOSITORY / "benchmarks"
-PAGE = REPOSITORY / "BENCHMARKS.md"
 SMALL = "--units 8 --layers 1 --bins 10 --trials 3".split()
 
 
@@ -30,27 +26,8 @@ def scripts(monkeypatch):
         sys.modules.pop(name)
 
 
-def run(subject: str, output: Path, *options: object) -> dict:
-    """Results of a benchmark in a process of its own."""
-    before = PAGE.read_text()
-    done = subprocess.run(
-        [sys.executable, BENCHMARKS / f"{subject}.py", "--output", output, *map(str, options)],
-        env=os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=280,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert PAGE.read_text() == before
-    results = json.loads(output.read_text())
-    assert results["versions"]["torch"] and results["hardware"]["torch_threads"] == 1
-    for line in results["table"]:
-        assert f"| {line['what']} | {line['floor']} | {line['measured']} | {line['ratio']} |" in done.stdout
-    return results
-
-
 def test_training_step(tmp_path):
-    results = run("training_step", tmp_path / "step.json", *SMALL, "--rounds", 1)
+    results = results_of("training_step", tmp_path, *SMALL, "--rounds", 1)
     assert (results["trials"], results["units"]) == (3, 8)
     # A layer: 2 x (4 x 256 x 256 + 2 x 256 x 512) a token, 4 x 50 x 256 for its attention to 50; three times.
     assert results["operations"] == 3 * 3 * 50 * (1_048_576 + 51_200)
@@ -66,7 +43,7 @@ def test_training_step(tmp_path):
 
 def test_sessions(tmp_path):
     sizes = "--units 8 --layers 1 --trials 3 --rounds 1 --sessions 2 3".split()
-    results = run("sessions", tmp_path / "sessions.json", *sizes)
+    results = results_of("sessions", tmp_path, *sizes)
     assert results["trials"] == 3 and results["one_session_seconds"] > 0
     two, three = results["steps"]
     assert (two["sessions"], three["sessions"]) == (2, 3)
@@ -77,9 +54,7 @@ def test_sessions(tmp_path):
 
 
 def test_prediction(tmp_path):
-    results = run(
-        "prediction", tmp_path / "prediction.json", *SMALL, "--batch", 2, "--single", 2, "--rounds", 1
-    )
+    results = results_of("prediction", tmp_path, *SMALL, "--batch", 2, "--single", 2, "--rounds", 1)
     assert [(one["preset"], one["dtype"]) for one in results["predictions"]] == [
         ("small", "fp32"),
         ("small", "bf16"),
@@ -97,7 +72,7 @@ def test_prediction(tmp_path):
 def test_gpu_on_the_cpu(tmp_path):
     """Compiled as far as needs no C++ compiler."""
     sizes = "--device cpu --presets small --seconds 0.1 --workers 1 --backend aot_eager".split()
-    results = run("gpu", tmp_path / "gpu.json", *SMALL, *sizes)
+    results = results_of("gpu", tmp_path, *SMALL, *sizes)
     assert [one["compiled"] for one in results["trainings"]] == [False, True]
     for one in results["trainings"]:
         assert one["preset"] == "small" and one["steps"] >= 1

@@ -15,13 +15,6 @@ from neds_hf.data.schema import ConversionOptions, split_of_trials
 from neds_hf.errors import NEDSError
 
 
-@pytest.fixture
-def cache(tmp_path):
-    for subject in ("mouse_a", "mouse_b"):
-        write_session(tmp_path / "one", subject)
-    return tmp_path / "one"
-
-
 def load(cache, name=None, **kwargs):
     return load_dataset(
         "ibl_repeated_site", name, data_dir=str(cache), cache_dir=str(cache.parent / "hf"), **kwargs

@@ -24,14 +24,6 @@ needs_recordings = pytest.mark.skipif(
 
 
 @pytest.fixture
-def cache(tmp_path):
-    """A ONE cache of two sessions."""
-    for subject in ("mouse_a", "mouse_b"):
-        write_session(tmp_path / "one", subject)
-    return tmp_path / "one"
-
-
-@pytest.fixture
 def arrays(tmp_path):
     """Trial arrays of two sessions: 20 trials, 4 bins of 0.1 s, 3 units of which the last is silent."""
     files = []

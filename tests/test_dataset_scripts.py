@@ -15,7 +15,6 @@ from datasets import load_dataset
 from hub.processes import python
 from hub.server import Hub
 from small_dataset import BINS, write_dataset
-from tiny_alf import write_session
 
 from neds_hf.cli.main import main
 from neds_hf.data.alf import list_sessions, open_local
@@ -23,13 +22,6 @@ from neds_hf.data.builder import open_openalyx
 from neds_hf.data.schema import ConversionOptions
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "dataset_scripts"
-
-
-@pytest.fixture
-def cache(tmp_path) -> Path:
-    for subject in ("mouse_a", "mouse_b"):
-        write_session(tmp_path / "one", subject)
-    return tmp_path / "one"
 
 
 def eids(cache: Path) -> list[str]:
