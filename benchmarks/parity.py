@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from common import HERE, built, markdown, neds, write_table
+from common import HERE, built, markdown, scores_of_run, write_table
 
 RESULTS, PAGE = HERE / "parity.json", HERE.parent / "PARITY.md"
 
@@ -64,16 +64,10 @@ METRICS = {
 
 def train(dataset: Path, folder: Path, changes: dict, seed: int, epochs: int) -> dict:
     """Metrics on the test trials and the run's file."""
-    if not (folder / "metrics.json").exists():
-        settings = [f"{name}={json.dumps(value)}" for name, value in (BASE | changes).items()]
-        neds(
-            *("pretrain", "--dataset", dataset, "--output", folder, "--preset", "tiny", "--seed", seed),
-            *("--num_train_epochs", epochs, "--set", *settings),
-        )
-    return {
-        "metrics": json.loads((folder / "metrics.json").read_text())["mean"],
-        "run": json.loads((folder / "run.json").read_text()),
-    }
+    settings = [f"{name}={json.dumps(value)}" for name, value in (BASE | changes).items()]
+    what = ("--dataset", dataset, "--preset", "tiny", "--seed", seed, "--num_train_epochs", epochs)
+    metrics = scores_of_run(folder, "pretrain", *what, "--set", *settings)
+    return {"metrics": metrics, "run": json.loads((folder / "run.json").read_text())}
 
 
 def summarised(runs: dict[str, list[dict]]) -> dict:

@@ -141,9 +141,6 @@ def test_shapes_of_a_batch_of_two_sessions(style):
     assert output.last_hidden_state.shape == (3, tokens, 32)
     assert [state.shape for state in output.hidden_states] == [(3, tokens, 32)] * 3
     assert [attention.shape for attention in output.attentions] == [(3, 4, tokens, tokens)] * 2
-    torch.testing.assert_close(output.attentions[0].sum(-1), torch.ones(3, 4, tokens))
-    quiet = model(**batch)
-    assert quiet.hidden_states is None and quiet.attentions is None
 
 
 @styles
