@@ -8,7 +8,7 @@ CACHE = tempfile.TemporaryDirectory(prefix="neds_hf_tests_")
 os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": CACHE.name, "OMP_NUM_THREADS": "1"}
 
 import pytest  # noqa: E402
-from small_dataset import pretrain_arguments, write_dataset  # noqa: E402
+from small_dataset import TRAINING, pretrain_arguments, write_dataset  # noqa: E402
 from tiny_alf import write_session  # noqa: E402
 
 
@@ -55,7 +55,6 @@ def error_of(capsys):
 @pytest.fixture
 def finetune_arguments(dataset):
     """Arguments of a short `neds finetune` of a model folder on `cat`, into a folder."""
-    from small_dataset import TRAINING
 
     def arguments(model, out):
         where = ["--model", str(model), "--dataset", str(dataset), "--output", str(out)]

@@ -11,6 +11,8 @@ import pytest
 import torch
 from benchmark_runs import BENCHMARKS, PAGE, results_of
 
+from neds_hf.models import NEDSConfig, NEDSModel
+
 SMALL = "--units 8 --layers 1 --bins 10 --trials 3".split()
 
 
@@ -94,8 +96,6 @@ def test_operations_are_those_of_the_published_layout(scripts):
 
 
 def test_the_weights_of_the_published_layout_that_the_page_names():
-    from neds_hf.models import NEDSConfig, NEDSModel
-
     sessions = [str(place) for place in range(74)]
     with torch.device("meta"):
         model = NEDSModel(NEDSConfig(session_ids=sessions, unit_counts=[370] * 74, tokenizer="mlp"))

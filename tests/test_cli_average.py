@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from safetensors.torch import load_file
-from small_dataset import OPTIONS, write_dataset
+from small_dataset import OPTIONS, TRAINING, write_dataset
 
 from neds_hf.cli.main import main
 from neds_hf.training.sessions import load_model
@@ -15,8 +15,6 @@ from neds_hf.training.sessions import load_model
 @pytest.fixture(scope="module")
 def fine_tunings(model_folder, dataset, tmp_path_factory):
     """Runs of seeds 0 and 1, and one of seed 2 with another learning rate."""
-    from small_dataset import TRAINING
-
     folder = tmp_path_factory.mktemp("fine-tunings")
     where = ["--model", str(model_folder), "--dataset", str(dataset), "--session", "cat"]
     for name, more in (("0", []), ("1", []), ("2", ["--learning_rate", "2e-2"])):

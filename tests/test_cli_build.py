@@ -1,6 +1,7 @@
 """`neds build`: every flag, its errors and its exit status."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -304,8 +305,6 @@ def test_real_arrays_of_dy016_convert_with_their_pupil(tmp_path):
 
 @needs_recordings
 def test_the_alf_excerpt_gives_the_published_counts_and_wheel_speed(tmp_path):
-    import shutil
-
     cache, out = tmp_path / "one", tmp_path / "out"
     shutil.copytree(SHARED / "data/alf_excerpt", cache, copy_function=shutil.copyfile)
     options = "--reaction-time 0 10 --min-rate 0".split()

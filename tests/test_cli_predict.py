@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small_dataset import simulate, write_arrays
+from small_dataset import SIZES, TRAINING, simulate, write_arrays, write_dataset
 
 from neds_hf.cli.main import main
 from neds_hf.metrics import functional
@@ -122,8 +122,6 @@ def another_seed(model_folder, out) -> Path:
 
 
 def test_a_dataset_of_one_session_needs_no_session(predict, tmp_path, capsys):
-    from small_dataset import write_dataset
-
     alone = write_dataset(tmp_path / "alone", ["bob"])
     assert predict("--dataset", alone, "--task", "encoding")["session"] == "bob"
     printed = capsys.readouterr().out.strip().splitlines()[-1]
@@ -189,8 +187,6 @@ def test_the_batch_size_changes_nothing(predict, dataset):
 
 def test_named_behaviours_of_another_rig_need_not_be_in_the_arrays(tmp_path):
     """A model of `odor` and `lick_rate`, from `neds build --arrays` to decoding from spikes alone."""
-    from small_dataset import SIZES, TRAINING
-
     recording = simulate("bob")
     file = write_arrays(tmp_path / "rig.npz", recording, np.arange(46), behaviors=False)
     with np.load(file) as arrays:

@@ -13,7 +13,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from neds_hf.cli.main import COMMANDS
+from neds_hf.cli.main import COMMANDS, main
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PACKAGE = REPOSITORY / "neds_hf"
@@ -181,8 +181,6 @@ def test_an_output_that_cannot_be_written_is_said_before_anything_is_read(
 
 @pytest.mark.parametrize("argv, status", [([], 0), (["--help"], 0), (["fly"], 2)])
 def test_neds_alone_lists_its_commands(argv, status, capsys):
-    from neds_hf.cli.main import main
-
     assert main(argv) == status
     shown = capsys.readouterr()
     for name in COMMANDS:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -174,8 +175,6 @@ def test_means_go_over_the_sessions_that_define_them():
     ],
 )
 def test_sessions_of_other_trials_are_refused(tmp_path, model_folder, options, message):
-    from dataclasses import replace
-
     other = replace(OPTIONS, **options)
 
     def change(recording):
