@@ -569,6 +569,7 @@ class NEDSModel(Checkpoint, PreTrainedModel):
             return exists
         if unit_mask.shape != (batch_size, num_units):
             raise ValueError(f"unit_mask is {tuple(unit_mask.shape)}, expected {(batch_size, num_units)}")
+        unit_mask = unit_mask.bool()
         torch_compilable_check(
             exists | ~unit_mask, "unit_mask holds more units than the trial's session has in this model"
         )
