@@ -7,7 +7,7 @@ import pyarrow as pa
 import torch
 from datasets import Dataset, Features
 
-from neds_hf.data.trials import categorical_values, continuous_values, flat_values, one_array
+from neds_hf.data.trials import categorical_values, continuous_values, flat_values
 from neds_hf.errors import NEDSError
 from neds_hf.models.processing_neds import NEDSProcessor
 
@@ -56,14 +56,17 @@ class NEDSCollator:
                     f"expected a list of one or more rows, found a {type(rows).__name__} of {len(rows)}"
                 )
             names = dict.fromkeys(name for row in rows for name in row)  # not all rows have the same
-            rows = pa.Table.from_pylist([{name: _plain(row.get(name)) for name in names} for row in rows])
+            try:
+                rows = pa.Table.from_pylist([{name: _plain(row.get(name)) for name in names} for row in rows])
+            except pa.ArrowException as error:
+                raise NEDSError(f"rows that make no table: {error}") from error
         missing = {"session", "num_units", "spike_counts"}.difference(rows.column_names)
         if missing:
             raise NEDSError(
                 f"{len(rows)} rows without {', '.join(sorted(missing))}; a Trainer leaves them with "
                 "remove_unused_columns=False"
             )
-        counts = flat_values(one_array(rows["spike_counts"]))
+        counts = flat_values(rows, "spike_counts")
         num_units = rows["num_units"].to_numpy()
         num_bins = self.processor.num_bins
         if counts.size != num_bins * num_units.sum():
@@ -79,7 +82,7 @@ class NEDSCollator:
         behaviors = {
             name: continuous_values(rows, name, num_bins)
             if classes is None
-            else categorical_values(rows[name])
+            else categorical_values(rows, name)
             for name, classes in self.processor.behaviors.items()
             if name in rows.column_names
         }
