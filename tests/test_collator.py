@@ -96,6 +96,19 @@ def test_rows_in_any_format_of_datasets(form):
     assert torch.equal(batch["spike_counts"], expected["spike_counts"])
 
 
+@pytest.mark.parametrize("extra", [np.ones((2, 2)), torch.ones(2, 2), object()])
+def test_columns_that_are_not_needed_may_hold_anything(extra):
+    rows, expected = [row | {"mine": extra} for row in make_dataset()], collate_rows(make_dataset(), range(3))
+    assert torch.equal(NEDSCollator(make_processor())(rows)["spike_counts"], expected["spike_counts"])
+
+
+def test_rows_of_a_dataset_that_gives_floating_point_numbers_only():
+    rows = make_dataset().with_format("torch", dtype=torch.float32)
+    batch, expected = NEDSCollator(make_processor())(list(rows)), collate_rows(make_dataset(), range(3))
+    assert torch.equal(batch["spike_counts"], expected["spike_counts"])
+    assert torch.equal(batch["behaviors"]["choice"], expected["behaviors"]["choice"])
+
+
 def test_rows_need_not_have_the_same_columns():
     rows = [dict(row) for row in make_dataset()]
     del rows[0]["wheel"]
@@ -156,7 +169,7 @@ ROW = {"session": "a", "num_units": 3, "spike_counts": [1, 2, 3, 4, 5, 6]}
         # What a Trainer leaves of rows by default.
         (
             make_dataset().select_columns("spike_counts"),
-            "3 rows without num_units, session; .*remove_unused_columns",
+            "rows without session, num_units; .*remove_unused_columns",
         ),
         ([ROW | {"choice": "left"}], "choice is of type string, expected the index of a class"),
         ([ROW | {"wheel": 0.5}], "wheel is of type double, expected a list of numbers"),

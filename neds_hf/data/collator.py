@@ -11,6 +11,8 @@ from neds_hf.data.trials import categorical_values, continuous_values, flat_valu
 from neds_hf.errors import NEDSError
 from neds_hf.models.processing_neds import NEDSProcessor
 
+NEEDED = ("session", "num_units", "spike_counts")
+
 
 class ArrowTrials(torch.utils.data.Dataset):
     """A `datasets.Dataset` whose batches are Arrow tables: tens of times faster to collate than rows.
@@ -55,19 +57,21 @@ class NEDSCollator:
                 raise NEDSError(
                     f"expected a list of one or more rows, found a {type(rows).__name__} of {len(rows)}"
                 )
-            names = dict.fromkeys(name for row in rows for name in row)  # not all rows have the same
+            # Not all rows have the same, and what is not needed may be what Arrow does not take.
+            names = [
+                name for name in (*NEEDED, *self.processor.behaviors) if any(name in row for row in rows)
+            ]
             try:
                 rows = pa.Table.from_pylist([{name: _plain(row.get(name)) for name in names} for row in rows])
             except pa.ArrowException as error:
                 raise NEDSError(f"rows that make no table: {error}") from error
-        missing = {"session", "num_units", "spike_counts"}.difference(rows.column_names)
+        missing = [name for name in NEEDED if name not in rows.column_names]
         if missing:
             raise NEDSError(
-                f"{len(rows)} rows without {', '.join(sorted(missing))}; a Trainer leaves them with "
-                "remove_unused_columns=False"
+                f"rows without {', '.join(missing)}; a Trainer leaves them with remove_unused_columns=False"
             )
         counts = flat_values(rows, "spike_counts")
-        num_units = rows["num_units"].to_numpy()
+        num_units = rows["num_units"].cast(pa.int64()).to_numpy()
         num_bins = self.processor.num_bins
         if counts.size != num_bins * num_units.sum():
             raise NEDSError(
