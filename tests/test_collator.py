@@ -96,6 +96,19 @@ def test_rows_in_any_format_of_datasets(form):
     assert torch.equal(batch["spike_counts"], expected["spike_counts"])
 
 
+@pytest.mark.parametrize("extra", [np.ones((2, 2)), torch.ones(2, 2), object()])
+def test_columns_that_are_not_needed_may_hold_anything(extra):
+    rows, expected = [row | {"mine": extra} for row in make_dataset()], collate_rows(make_dataset(), range(3))
+    assert torch.equal(NEDSCollator(make_processor())(rows)["spike_counts"], expected["spike_counts"])
+
+
+def test_rows_of_a_dataset_that_gives_floating_point_numbers_only():
+    rows = make_dataset().with_format("torch", dtype=torch.float32)
+    batch, expected = NEDSCollator(make_processor())(list(rows)), collate_rows(make_dataset(), range(3))
+    assert torch.equal(batch["spike_counts"], expected["spike_counts"])
+    assert torch.equal(batch["behaviors"]["choice"], expected["behaviors"]["choice"])
+
+
 def test_rows_need_not_have_the_same_columns():
     rows = [dict(row) for row in make_dataset()]
     del rows[0]["wheel"]
@@ -144,6 +157,9 @@ def test_trials_of_sessions_that_the_model_does_not_have_are_refused(collate, ro
         collate(make_dataset([row]), [0])
 
 
+ROW = {"session": "a", "num_units": 3, "spike_counts": [1, 2, 3, 4, 5, 6]}
+
+
 @pytest.mark.parametrize(
     "rows, message",
     [
@@ -153,13 +169,27 @@ def test_trials_of_sessions_that_the_model_does_not_have_are_refused(collate, ro
         # What a Trainer leaves of rows by default.
         (
             make_dataset().select_columns("spike_counts"),
-            "3 rows without num_units, session; .*remove_unused_columns",
+            "rows without session, num_units; .*remove_unused_columns",
         ),
+        ([ROW | {"choice": "left"}], "choice is of type string, expected the index of a class"),
+        ([ROW | {"wheel": 0.5}], "wheel is of type double, expected a list of numbers"),
+        ([ROW | {"spike_counts": "[1 2 3]"}], "spike_counts is of type string, expected a list of numbers"),
+        (
+            [ROW | {"spike_counts": [[1, 2, 3]] * 2}],
+            "spike_counts is of type list.*, expected a list of numbers",
+        ),
+        ([ROW | {"spike_counts": np.ones((2, 3))}], "rows that make no table: .*1-dimensional"),
+        ([ROW | {"choice": 1}, ROW | {"choice": "left"}], "rows that make no table: .*'left'"),
     ],
 )
 def test_what_are_no_rows_is_said_so(rows, message):
     with pytest.raises(NEDSError, match=message):
         NEDSCollator(make_processor())(rows)
+
+
+def test_a_streamed_split_is_not_taken_for_one_of_arrays():
+    with pytest.raises(NEDSError, match="not streamed, but this is a IterableDataset"):
+        session_trials(make_dataset().to_iterable_dataset(), "z")
 
 
 def test_one_row_of_arrow_trials_is_a_table_of_one_row():

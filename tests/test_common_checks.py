@@ -112,6 +112,29 @@ def test_bfloat16_is_kept_by_saving_loading_and_new_animals(style, how, tmp_path
     assert all(torch.isfinite(gradient).all() for gradient in gradients(loaded).values())
 
 
+# --- exported ---
+
+
+@pytest.mark.parametrize(
+    ("style", "scheme"), [("paper", "encoding"), ("mlp", "encoding"), ("stabilized", "decoding")]
+)
+def test_an_exported_model_predicts_the_same_for_any_number_of_trials_and_units(style, scheme):
+    model, batch, others = make_model(style, "sdpa"), make_batch(), make_batch((0, 0, 0, 0), MISSING)
+    options, any_size = {"scheme": scheme, "return_loss": False}, torch.export.Dim.AUTO
+    shapes = dict.fromkeys(batch | options) | {
+        "session_index": {0: any_size},
+        "spike_counts": {0: any_size, 2: any_size},
+        "unit_mask": {0: any_size, 1: any_size},
+        "behaviors": {name: {0: any_size} for name in batch["behaviors"]},
+        "available": {name: {0: any_size} for name in batch["available"]},
+    }
+    exported = torch.export.export(model, (), batch | options, dynamic_shapes=shapes).module()
+    assert_same(exported(**others, **options), model(**others, **options), **ROUNDING)
+    too_many = torch.ones(3, 12, dtype=torch.bool)
+    with pytest.raises(RuntimeError, match="assertion failed"):
+        exported(**batch | options | {"unit_mask": too_many})
+
+
 # --- outputs ---
 
 

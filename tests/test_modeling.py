@@ -202,6 +202,16 @@ def test_without_a_unit_mask_it_is_the_units_of_each_session():
     assert_same(model(**batch), model(**make_batch()))
 
 
+@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.float32])
+def test_masks_of_zeros_and_ones_are_taken_as_they_are_elsewhere_in_transformers(dtype):
+    batch, model = make_batch(missing=MISSING), make_model()
+    hidden = hide(batch, "spikes", "choice", bins=slice(5))
+    numbers = {**batch, "unit_mask": batch["unit_mask"].to(dtype)}
+    numbers["available"] = {name: mask.to(dtype) for name, mask in batch["available"].items()}
+    output = model(**numbers, hidden={name: mask.to(dtype) for name, mask in hidden.items()})
+    assert_same(output, model(**batch, hidden=hidden), rtol=0, atol=0)
+
+
 def test_a_part_of_the_units_can_be_shown():
     model, batch = make_model(), make_batch()
     batch["unit_mask"][:, 3] = False

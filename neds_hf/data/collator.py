@@ -7,9 +7,11 @@ import pyarrow as pa
 import torch
 from datasets import Dataset, Features
 
-from neds_hf.data.trials import categorical_values, continuous_values, flat_values, one_array
+from neds_hf.data.trials import categorical_values, continuous_values, flat_values
 from neds_hf.errors import NEDSError
 from neds_hf.models.processing_neds import NEDSProcessor
+
+NEEDED = ("session", "num_units", "spike_counts")
 
 
 class ArrowTrials(torch.utils.data.Dataset):
@@ -55,16 +57,21 @@ class NEDSCollator:
                 raise NEDSError(
                     f"expected a list of one or more rows, found a {type(rows).__name__} of {len(rows)}"
                 )
-            names = dict.fromkeys(name for row in rows for name in row)  # not all rows have the same
-            rows = pa.Table.from_pylist([{name: _plain(row.get(name)) for name in names} for row in rows])
-        missing = {"session", "num_units", "spike_counts"}.difference(rows.column_names)
+            # Not all rows have the same, and what is not needed may be what Arrow does not take.
+            names = [
+                name for name in (*NEEDED, *self.processor.behaviors) if any(name in row for row in rows)
+            ]
+            try:
+                rows = pa.Table.from_pylist([{name: _plain(row.get(name)) for name in names} for row in rows])
+            except pa.ArrowException as error:
+                raise NEDSError(f"rows that make no table: {error}") from error
+        missing = [name for name in NEEDED if name not in rows.column_names]
         if missing:
             raise NEDSError(
-                f"{len(rows)} rows without {', '.join(sorted(missing))}; a Trainer leaves them with "
-                "remove_unused_columns=False"
+                f"rows without {', '.join(missing)}; a Trainer leaves them with remove_unused_columns=False"
             )
-        counts = flat_values(one_array(rows["spike_counts"]))
-        num_units = rows["num_units"].to_numpy()
+        counts = flat_values(rows, "spike_counts")
+        num_units = rows["num_units"].cast(pa.int64()).to_numpy()
         num_bins = self.processor.num_bins
         if counts.size != num_bins * num_units.sum():
             raise NEDSError(
@@ -79,7 +86,7 @@ class NEDSCollator:
         behaviors = {
             name: continuous_values(rows, name, num_bins)
             if classes is None
-            else categorical_values(rows[name])
+            else categorical_values(rows, name)
             for name, classes in self.processor.behaviors.items()
             if name in rows.column_names
         }

@@ -37,8 +37,15 @@ def one_array(column: pa.ChunkedArray) -> pa.Array:
     return column.chunk(0) if column.num_chunks == 1 else pa.concat_arrays(column.chunks)
 
 
-def flat_values(array: pa.Array) -> np.ndarray:
-    """All numbers of a list column, one row after the other."""
+def flat_values(table: pa.Table, name: str) -> np.ndarray:
+    """All numbers of the list column `name`, one row after the other.
+
+    Raises:
+        NEDSError: It holds no lists of numbers.
+    """
+    array = one_array(table[name])
+    if not pa.types.is_primitive(getattr(array.type, "value_type", pa.null())):
+        raise NEDSError(f"{name} is of type {array.type}, expected a list of numbers a trial")
     return array.flatten().to_numpy(zero_copy_only=False)
 
 
@@ -46,37 +53,49 @@ def continuous_values(table: pa.Table, name: str, num_bins: int) -> np.ndarray:
     """(B, T) float32 of the continuous behaviour `name`; a null row becomes NaN.
 
     Raises:
-        NEDSError: A row of another number of bins.
+        NEDSError: A row of another number of bins, or what is no list of numbers.
     """
     array = one_array(table[name])
     values = np.full((len(array), num_bins), np.nan, np.float32)
     if pa.types.is_null(array.type):
         return values
+    numbers = flat_values(table, name)
     lengths = pc.list_value_length(array).drop_null().to_numpy(zero_copy_only=False)
     if (lengths != num_bins).any():
         raise NEDSError(f"{name} has {lengths[lengths != num_bins][0]} bins, expected {num_bins}")
-    values[array.is_valid().to_numpy(zero_copy_only=False)] = flat_values(array).reshape(-1, num_bins)
+    values[array.is_valid().to_numpy(zero_copy_only=False)] = numbers.reshape(-1, num_bins)
     return values
 
 
-def categorical_values(column: pa.ChunkedArray) -> np.ndarray:
-    """(B,) int64 class indices of a categorical behaviour; null becomes -1."""
-    return one_array(column).cast(pa.int64()).fill_null(-1).to_numpy(zero_copy_only=False)
+def categorical_values(table: pa.Table, name: str) -> np.ndarray:
+    """(B,) int64 class indices of the categorical behaviour `name`; null becomes -1.
+
+    Raises:
+        NEDSError: It holds no numbers.
+    """
+    array = one_array(table[name])
+    if not pa.types.is_primitive(array.type) and not pa.types.is_null(array.type):
+        raise NEDSError(f"{name} is of type {array.type}, expected the index of a class a trial")
+    return array.cast(pa.int64()).fill_null(-1).to_numpy(zero_copy_only=False)
 
 
 def session_trials(dataset: Dataset, session: str) -> SessionTrials:
     """All trials of one session of a `trials` split, in the order of the table.
 
     Raises:
-        NEDSError: The split holds no trial of the session.
+        NEDSError: The split holds no trial of the session, or is streamed.
     """
+    if not isinstance(dataset, Dataset):
+        raise NEDSError(
+            f"trials are taken from a split that is not streamed, but this is a {type(dataset).__name__}"
+        )
     sessions = dataset.select_columns("session").with_format("arrow")[:]["session"].to_numpy()
     rows = np.flatnonzero(sessions == session)
     if len(rows) == 0:
         raise NEDSError(f"session {session} has no trial in this split of the dataset")
     table = dataset.select(rows).with_format("arrow")[:]
     num_units = table["num_units"][0].as_py()
-    counts = flat_values(one_array(table["spike_counts"])).reshape(len(table), -1, num_units)
+    counts = flat_values(table, "spike_counts").reshape(len(table), -1, num_units)
     behaviors = behaviors_of(dataset.features)
     return SessionTrials(
         session=session,
@@ -87,6 +106,6 @@ def session_trials(dataset: Dataset, session: str) -> SessionTrials:
             for name, classes in behaviors.items()
             if classes is None
         },
-        categorical={name: categorical_values(table[name]) for name, c in behaviors.items() if c is not None},
+        categorical={name: categorical_values(table, name) for name, c in behaviors.items() if c is not None},
         classes={name: classes for name, classes in behaviors.items() if classes is not None},
     )

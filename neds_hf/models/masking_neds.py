@@ -52,7 +52,7 @@ def sample_masks(
 
     names = list(config.behaviors)
     shown = torch.stack([available[name] for name in names], 1)  # (B, behaviours)
-    batch_size, device = len(shown), shown.device
+    batch_size, device = shown.shape[0], shown.device
     if uniform is None:
         uniform = torch.zeros(batch_size, num_uniform(config), device=device)
     if config.masks_per == "batch":

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
-from transformers.utils import ModelOutput, can_return_tuple
+from transformers.utils import ModelOutput, can_return_tuple, is_torchdynamo_exporting, torch_compilable_check
 
 from .configuration_neds import Checkpoint, NEDSConfig
 from .masking_neds import count_targets, num_uniform, sample_masks
@@ -172,7 +172,7 @@ class SessionTokenizer(nn.Module):
     def forward(self, values: torch.Tensor, session_index: torch.Tensor) -> torch.Tensor:
         """(B, L) values to (B, L * tokens_per_value, H)."""
         features = F.softsign(self.first(values[..., None], session_index))
-        return self.second(features.reshape(len(values), -1, 2), session_index)
+        return self.second(features.reshape(values.shape[0], -1, 2), session_index)
 
 
 class NEDSAttention(nn.Module):
@@ -478,10 +478,10 @@ class NEDSModel(Checkpoint, PreTrainedModel):
         Raises:
             ValueError: Shapes that do not fit the configuration, or a unit that the session does not have.
         """
-        config = self.config
-        behaviors = behaviors or {}
+        config, behaviors = self.config, behaviors or {}
         unit_mask = self._checked_unit_mask(session_index, spike_counts, unit_mask)
-        available = self._checked_behaviors(len(session_index), spike_counts.device, behaviors, available)
+        batch_size, device = unit_mask.shape[0], spike_counts.device
+        available = self._checked_behaviors(batch_size, device, behaviors, available)
         if output_attentions is None:
             output_attentions = config.output_attentions
         if output_hidden_states is None:
@@ -494,12 +494,12 @@ class NEDSModel(Checkpoint, PreTrainedModel):
             if self.training or scheme is not None:
                 uniform = None
                 if scheme not in ("encoding", "decoding"):
-                    uniform = torch.rand(len(session_index), num_uniform(config), device=spike_counts.device)
+                    uniform = torch.rand(batch_size, num_uniform(config), device=device)
                 hidden, available = sample_masks(config, available, uniform, scheme)
             else:
                 two_passes, hidden = return_loss and bool(behaviors), {}
         else:
-            hidden = self._checked_hidden(len(session_index), hidden)
+            hidden = self._checked_hidden(batch_size, hidden)
 
         rows = self._unit_indices(session_index, unit_mask)
         states, attention_mask = self._tokenize(
@@ -557,17 +557,22 @@ class NEDSModel(Checkpoint, PreTrainedModel):
                 f"{len(self.config.session_ids)} sessions; add_sessions gives it new ones"
             ) from error
         exists = torch.arange(num_units, device=counts.device) < counts[:, None]
+        # What depends on values is checked so that `torch.export` keeps it.
         if unit_mask is None:
-            unit_mask = exists
-            if int(counts.max()) > num_units:
-                raise ValueError(
+            torch_compilable_check(
+                counts <= num_units,
+                lambda: (
                     f"spike_counts has {num_units} units, but a session of the batch {int(counts.max())}; "
                     "give unit_mask for a part of the units"
-                )
-        elif unit_mask.shape != (batch_size, num_units):
+                ),
+            )
+            return exists
+        if unit_mask.shape != (batch_size, num_units):
             raise ValueError(f"unit_mask is {tuple(unit_mask.shape)}, expected {(batch_size, num_units)}")
-        elif bool((unit_mask & ~exists).any()):
-            raise ValueError("unit_mask holds more units than the trial's session has in this model")
+        unit_mask = unit_mask.bool()
+        torch_compilable_check(
+            exists | ~unit_mask, "unit_mask holds more units than the trial's session has in this model"
+        )
         return unit_mask
 
     def _checked_behaviors(self, batch_size, device, behaviors, available):
@@ -630,7 +635,7 @@ class NEDSModel(Checkpoint, PreTrainedModel):
     def _tokenize(self, session_index, spike_counts, unit_mask, rows, behaviors, available, hidden):
         """Tokens (B, L, H) of all modalities, and the attention mask: None where every token is attended."""
         config, dtype = self.config, self.unit_readout.weight.dtype
-        batch_size, tokens = len(spike_counts), config.tokens_per_trial
+        batch_size, tokens = spike_counts.shape[0], config.tokens_per_trial
         hidden_tokens = {
             name: mask.reshape(batch_size, tokens[name], -1).any(-1) for name, mask in hidden.items()
         }
@@ -701,7 +706,8 @@ class NEDSModel(Checkpoint, PreTrainedModel):
             states = states + torch.cat([time if length > 1 else one for time, length in zip(times, lengths)])
         attended = is_available | is_hidden
         attention_mask = None
-        if not bool(attended.all()):
+        # What is exported has to serve any trials.
+        if is_torchdynamo_exporting() or not bool(attended.all()):
             flash = "flash" in config._attn_implementation
             attention_mask = attended if flash else attended[:, None, None]
         return self.dropout(states), attention_mask
@@ -718,7 +724,7 @@ class NEDSModel(Checkpoint, PreTrainedModel):
         config = self.config
         tokens = config.tokens_per_trial
         states = dict(zip(tokens, states.split(list(tokens.values()), 1)))
-        spikes = self.spike_unpatch(states["spikes"]).reshape(len(rows), config.num_bins, config.hidden_size)
+        spikes = self.spike_unpatch(states["spikes"]).reshape(-1, config.num_bins, config.hidden_size)
         if config.prediction_smoothing:
             spikes = gaussian_smooth(spikes, config.prediction_smoothing)
         log_rates = spikes @ self.unit_readout(rows).transpose(1, 2) + self.unit_bias(rows).transpose(1, 2)
