@@ -287,7 +287,7 @@ def draw_confusion(confusion: pd.DataFrame, title: str) -> "Figure":
     from neds_hf.analysis.figures import STYLE
 
     shares = confusion.to_numpy() / confusion.sum(axis=1).to_numpy()[:, None]
-    size = 2.2 + 0.55 * len(confusion)
+    size = 2.2 + 0.55 * max(len(confusion), 4)  # of fewer regions the title would not fit
     with rc_context(STYLE):
         figure = Figure(figsize=(size + 0.8, size), layout="constrained")
         panel = figure.subplots()
