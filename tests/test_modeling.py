@@ -573,6 +573,15 @@ def test_gradient_checkpointing_gives_the_same_gradients():
     torch.testing.assert_close(results[1], results[0])
 
 
+def test_a_model_of_behaviours_of_odd_names_is_loaded_as_it_was_saved(tmp_path):
+    names = ["licks/s", "Größe in mm", "a|b*c", "^x+y?$", "{2}"]
+    behaviors = [{"name": name, "kind": "continuous"} for name in names]
+    model = NEDSModel(make_config(modalities=[{"name": "spikes", "kind": "spikes"}, *behaviors]))
+    model.save_pretrained(tmp_path)
+    loaded = NEDSModel.from_pretrained(tmp_path).state_dict()
+    assert all(torch.equal(values, loaded[name]) for name, values in model.state_dict().items())
+
+
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 def test_bfloat16_comes_near_float32(attention):
     batch = make_batch(missing=MISSING)
