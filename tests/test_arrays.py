@@ -193,7 +193,7 @@ def test_a_behavior_that_is_not_there_or_no_behavior_is_refused(tmp_path):
         array_sources([path], OPTIONS, ["pupil"])
     with pytest.raises(NEDSError, match="trial_index is not a behaviour"):
         read_arrays(path, OPTIONS, ["trial_index"])
-    with pytest.raises(NEDSError, match=r"a behaviour cannot be named 'paw\.x': with a dot"):
+    with pytest.raises(NEDSError, match=r"a behaviour cannot be named 'paw\.x': with a dot, a round"):
         read_arrays(write(tmp_path / "b.npz", **{"paw.x": np.zeros((3, 2))}), OPTIONS, ["paw.x"])
     with pytest.raises(NEDSError, match=r"video is \(3, 2, 2, 2\), expected"):
         read_arrays(path, OPTIONS, ["video"])

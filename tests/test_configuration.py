@@ -92,6 +92,8 @@ def test_tokens_per_trial_follow_bins_and_categorical_tokens():
         ({"modalities": [*MODALITIES, MODALITIES[1]]}, "modalities must be 'spikes' and then distinct"),
         ({"modalities": [*MODALITIES, {"name": "paw.x", "kind": "continuous"}]}, "cannot be named 'paw.x'"),
         ({"modalities": [*MODALITIES, {"name": "type", "kind": "continuous"}]}, "cannot be named 'type'"),
+        ({"modalities": [*MODALITIES, {"name": "lick (Hz)", "kind": "continuous"}]}, "cannot be named 'lick"),
+        ({"modalities": [*MODALITIES, {"name": "lick[", "kind": "continuous"}]}, "cannot be named 'lick"),
         ({"modalities": [*MODALITIES, {"name": "training", "kind": "continuous"}]}, "named 'training'"),
         ({"modalities": [*MODALITIES, {"name": "x", "kind": "spikes"}]}, "modality 'x' has kind 'spikes'"),
         ({"modalities": [*MODALITIES, {"name": "x"}]}, "modality 'x' has kind None"),

@@ -568,6 +568,15 @@ def test_nothing_is_dropped_where_the_share_is_zero():
     assert drop(values, 0.0) is values
 
 
+def test_a_model_of_behaviours_of_odd_names_is_loaded_as_it_was_saved(tmp_path):
+    names = ["licks/s", "Größe in mm", "a|b*c", "^x+y?$", "{2}"]
+    behaviors = [{"name": name, "kind": "continuous"} for name in names]
+    model = NEDSModel(make_config(modalities=[{"name": "spikes", "kind": "spikes"}, *behaviors]))
+    model.save_pretrained(tmp_path)
+    loaded = NEDSModel.from_pretrained(tmp_path).state_dict()
+    assert all(torch.equal(values, loaded[name]) for name, values in model.state_dict().items())
+
+
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 def test_bfloat16_comes_near_float32(attention):
     batch = make_batch(missing=MISSING)

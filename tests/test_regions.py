@@ -147,6 +147,15 @@ def test_the_drawn_confusion_has_every_number_and_is_darker_where_units_are(tmp_
     assert pixels.min() == 0 and pixels.max() == 1 and pixels.std() > 0.1
 
 
+def test_the_title_of_the_confusion_of_two_long_named_regions_is_not_cut_off():
+    confusion = pd.DataFrame([[9, 1], [0, 5]], ["HPF", "Isocortex"], ["HPF", "Isocortex"])
+    title = "readout + statistics, split by session\naccuracy 0.415 ± 0.115, balanced accuracy 0.545 ± 0.018"
+    figure = draw_confusion(confusion, title)
+    figure.canvas.draw()
+    extent = figure.axes[0].title.get_window_extent()
+    assert figure.bbox.x0 < extent.x0 and extent.x1 < figure.bbox.x1
+
+
 UNITS = pd.DataFrame(
     {
         "allen": ["CA1", "CA3", "CA1", "VISp", "root", None, "VISp", "void", "", "LP", "CA3"],

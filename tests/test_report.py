@@ -226,6 +226,31 @@ def test_training_curves_of_a_run_without_validation_show_its_loss_alone():
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["run"]
 
 
+def test_long_names_of_behaviours_cover_no_other_and_are_not_cut_off():
+    name = "odour_identity_of_the_first_sample"
+    names = [f"eval_{name}_r2", f"eval_other_{name}_accuracy"]
+    curves = figures.training_curves({"run": [{"loss": 1.0, "epoch": 1.0, **dict.fromkeys(names, 0.1)}]})
+    curves.canvas.draw()
+    left, right = (panel.title.get_window_extent() for panel in curves.axes[1:])
+    assert left.x1 < right.x0
+    values = np.zeros((1, 3))
+    traces = figures.behavior_traces(
+        TIMES_S, {name: values, "pupil": values}, {}, [12], {name: "", "pupil": ""}
+    )
+    traces.canvas.draw()
+    above, below = (panel.yaxis.label.get_window_extent() for panel in traces.axes)
+    assert below.y1 < above.y0 and above.y1 < traces.bbox.y1
+
+
+def test_a_single_evaluation_and_a_single_bin_are_dots_and_more_are_lines():
+    history = [{"loss": 2.0, "epoch": 1.0}, {"loss": 1.0, "epoch": 2.0}, {"eval_loss": 1.5, "epoch": 2.0}]
+    curves = figures.training_curves({"run": history})
+    assert [line.get_marker() for line in curves.axes[0].lines] == ["", "o"]
+    one_bin = {"pupil": np.ones((1, 1))}
+    traces = figures.behavior_traces(TIMES_S[:1], one_bin, {"NEDS": one_bin}, [12], {"pupil": "px"})
+    assert [line.get_marker() for line in traces.axes[0].lines[:2]] == ["o", "o"]
+
+
 def test_raster_sorts_units_by_region_then_rate(tmp_path):
     counts = np.array([[1, 0, 0], [0, 0, 0], [0, 2, 0]])
     rates_hz = np.array([[9.0, 2, 1], [9, 2, 1], [9, 2, 1]])

@@ -351,3 +351,20 @@ def test_the_figure_has_a_panel_a_setting_with_every_model_and_the_best(tmp_path
     assert size.collections[0].get_offsets().tolist() == [[1, 0.1], [0, 0.3]]
     figure.savefig(tmp_path / "search.png")
     assert (tmp_path / "search.png").stat().st_size > 5000
+
+
+def test_choices_of_long_names_are_slanted_and_short_ones_are_not():
+    choices = ["z_score", "zero_one", "minus_one_one"]
+    table = pd.DataFrame(
+        {"state": ["complete"] * 3, "value": [0.1, 0.2, 0.3], "scaling": choices, "depth": [1, 2, 3]}
+    )
+    figure = search_figure(table, {"scaling": None, "depth": False}, best=2, metric="eval_mean")
+    figure.canvas.draw()
+    labels = figure.axes[0].get_xticklabels()
+    slants = [label.get_rotation() for label in labels]
+    assert [label.get_text() for label in labels] == choices and slants == [30] * 3
+    table["scaling"] = ["1", "10", "20"]
+    assert [
+        label.get_rotation()
+        for label in search_figure(table, {"scaling": None}, 2, "eval_mean").axes[0].get_xticklabels()
+    ] == [0] * 3

@@ -14,6 +14,7 @@ from transformers import Trainer, TrainingArguments
 
 from neds_hf.cli.main import main
 from neds_hf.data.collator import NEDSCollator
+from neds_hf.data.schema import TRIAL_COLUMNS
 from neds_hf.errors import NEDSError
 from neds_hf.training.arguments import NEDSTrainingArguments
 from neds_hf.training.sessions import (
@@ -153,6 +154,13 @@ def test_a_new_processor_has_every_modality_that_any_session_has(dataset):
 
 def test_a_modality_that_no_session_has_is_left_out(dataset):
     assert "whisker_motion_energy" not in new_processor(open_recordings(dataset).only(["bob"])).behaviors
+
+
+def test_sessions_without_any_behaviour_are_refused(dataset):
+    recordings = open_recordings(dataset)
+    recordings.splits["train"] = recordings.splits["train"].select_columns(list(TRIAL_COLUMNS))
+    with pytest.raises(NEDSError, match="dataset has no behaviour in its training trials"):
+        new_processor(recordings)
 
 
 def test_means_go_over_the_sessions_that_define_them():

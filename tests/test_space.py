@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +29,7 @@ import app  # noqa: E402
 import gradio as gr  # noqa: E402
 from gradio_client import Client, handle_file  # noqa: E402
 from gradio_client.exceptions import AppError  # noqa: E402
-from trials import Chosen, changed_folders, open_session, sessions_of, view  # noqa: E402
+from trials import Chosen, changed_folders, class_probabilities, open_session, sessions_of, view  # noqa: E402
 
 from neds_hf.errors import NEDSError  # noqa: E402
 from neds_hf.models import NEDSModel  # noqa: E402
@@ -96,6 +97,15 @@ def test_decoding_shows_what_was_recorded_and_what_the_pipeline_predicts(chosen,
         assert [label.get_text() for label in panel.get_yticklabels()] == shown
     (raster,) = spikes.axes
     assert len(raster.collections[0].get_offsets()) == np.count_nonzero(trial["spike_counts"])
+
+
+def test_names_of_many_classes_cover_no_other():
+    angles = [str(angle) for angle in range(0, 360, 20)]
+    probabilities = {"choice": {"right": 0.4, "left": 0.6}, "angle": dict.fromkeys(angles, 1 / 18)}
+    figure = class_probabilities(probabilities, {"choice": "left", "angle": "40"})
+    figure.canvas.draw()
+    labels = [label.get_window_extent() for label in figure.axes[1].get_yticklabels()]
+    assert all(below.y1 < above.y0 for above, below in pairwise(labels))
 
 
 def test_encoding_shows_spikes_and_the_rates_of_the_pipeline(chosen):

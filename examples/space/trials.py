@@ -170,7 +170,7 @@ def view(
     units = {name: BEHAVIOR_UNITS.get(name, "as recorded") for name in traces}
     methods = {"predicted": predicted} if task == "decoding" else {}
     behavior = behavior_traces(times_s, traces, methods, [number], units) if traces else None
-    figures = (spikes, behavior, _class_probabilities(probabilities, labels) if probabilities else None)
+    figures = (spikes, behavior, class_probabilities(probabilities, labels) if probabilities else None)
 
     where = f"`{Path(chosen.upload).name}`" if chosen.upload else f"test trials of `{chosen.dataset}`"
     said = [f"**Trial {number}** of session `{session}` ({where})", f"model `{chosen.model}`"]
@@ -190,10 +190,11 @@ def _raster(spike_counts: np.ndarray, times_s: np.ndarray, regions: np.ndarray) 
 
 
 @rc_context(STYLE)
-def _class_probabilities(probabilities: dict[str, dict[str, float]], recorded: dict[str, str]) -> Figure:
+def class_probabilities(probabilities: dict[str, dict[str, float]], recorded: dict[str, str]) -> Figure:
     """A panel a categorical behaviour, a bar a class."""
-    figure = Figure(figsize=(4.5, 0.6 + 1.8 * len(probabilities)), layout="constrained")
-    panels = figure.subplots(len(probabilities), 1, sharex=True, squeeze=False)[:, 0]
+    heights = [max(1.8, 0.35 * len(classes)) for classes in probabilities.values()]
+    figure = Figure(figsize=(4.5, 0.6 + sum(heights)), layout="constrained")
+    panels = figure.subplots(len(heights), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
     for panel, (name, classes) in zip(panels, probabilities.items()):
         bars = panel.barh(range(len(classes)), list(classes.values()), color=PALETTE[0])
         panel.bar_label(bars, fmt="%.2f", padding=3)

@@ -1,5 +1,6 @@
 """Figures of reports and of brain regions. Every function returns a `Figure` of its own: no global state."""
 
+from collections.abc import Sequence
 from textwrap import fill
 
 import numpy as np
@@ -39,12 +40,13 @@ def training_curves(histories: dict[str, list[dict]]) -> Figure:
     figure, panels = _grid(1 + len(metrics), num_columns=4, panel_size=(width, 2.0))
     for color, history in zip(_colors(len(histories)), histories.values()):
         for key, style in (("loss", "-"), ("eval_loss", "--")):
-            panels[0].plot(*_curve(history, key), style, color=color)
+            _line(panels[0], *_curve(history, key), color, style)
         for panel, key in zip(panels[1:], metrics):
-            panel.plot(*_curve(history, key), "-", color=color)
+            _line(panel, *_curve(history, key), color)
     panels[0].set(title="loss", xlabel="epoch")
     for panel, key in zip(panels[1:], metrics):
-        panel.set(title=f"validation\n{metric_label(key.removeprefix('eval_'))}", xlabel="epoch")
+        label = fill(metric_label(key.removeprefix("eval_")), 24)
+        panel.set(title=f"validation\n{label}", xlabel="epoch")
     lines = [Line2D([], [], color=color) for color in _colors(len(histories))]
     names = list(histories)
     if "eval_loss" in keys:
@@ -165,11 +167,11 @@ def behavior_traces(
     panels = figure.subplots(len(real), num_trials, sharex=True, sharey="row", squeeze=False)
     for row, (name, values) in zip(panels, real.items()):
         for trial, panel in enumerate(row):
-            panel.plot(times_s, values[trial], color="black", linewidth=1)
+            _line(panel, times_s, values[trial], "black", linewidth=1)
             for color, method in zip(_colors(len(predicted)), predicted.values()):
-                panel.plot(times_s, method[name][trial], color=color, linewidth=1.3)
+                _line(panel, times_s, method[name][trial], color, linewidth=1.3)
             panel.axvline(0, color="gray", linewidth=0.8, linestyle=":")
-        row[0].set_ylabel(f"{name.replace('_', ' ')}\n({units[name]})")
+        row[0].set_ylabel(f"{fill(name.replace('_', ' '), 24)}\n({units[name]})")
     for panel, number in zip(panels[0], trial_numbers):
         panel.set_title(f"trial {number}")
     figure.supxlabel("time from event (s)", fontsize=9)
@@ -266,7 +268,7 @@ def paired_sessions(tables: dict[str, pd.DataFrame]) -> Figure:
 def draw_confusion(confusion: pd.DataFrame, title: str) -> Figure:
     """Number of units of each region, a row each, by predicted region; colour is the share of the row."""
     shares = confusion.to_numpy() / confusion.sum(axis=1).to_numpy()[:, None]
-    size = 2.2 + 0.55 * len(confusion)
+    size = 2.2 + 0.55 * max(len(confusion), 4)  # of fewer regions the title would not fit
     figure = Figure(figsize=(size + 0.8, size), layout="constrained")
     panel = figure.subplots()
     image = panel.imshow(shares, cmap="Blues", vmin=0, vmax=1)
@@ -311,6 +313,11 @@ def _legend(figure: Figure, handles: list[Line2D], labels: list[str]) -> None:
         legend.remove()
     height = legend.get_window_extent().height / figure.dpi
     figure.set_figheight(figure.get_figheight() + max(height - LEGEND_LINE, 0))
+
+
+def _line(panel: Axes, x: Sequence[float], y: Sequence[float], color: str, style: str = "-", **looks) -> None:
+    """A line, or of a single point a dot, as there is no line to see."""
+    panel.plot(x, y, style, color=color, marker="o" if len(x) == 1 else "", **looks)
 
 
 def _curve(history: list[dict], key: str) -> tuple[list[float], list[float]]:

@@ -26,7 +26,9 @@ def search_figure(table: pd.DataFrame, logarithmic: dict[str, bool | None], best
         if log is None:
             choices = sorted(places.unique(), key=lambda choice: (len(choice), choice))
             places = places.map(choices.index)
-            panel.set_xticks(range(len(choices)), choices)
+            crowded = (len(choices) - 1) * max(map(len, choices)) > 15  # letters that side by side have room
+            slanted = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"} if crowded else {}
+            panel.set_xticks(range(len(choices)), choices, **slanted)
             panel.margins(x=0.3)
         elif places.dtype.kind == "i" and not log:
             panel.xaxis.set_major_locator(MaxNLocator(integer=True))

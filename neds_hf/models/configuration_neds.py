@@ -116,12 +116,15 @@ class Checkpoint:
 
 
 # Why `usable_name` says no.
-UNUSABLE_NAME = "with a dot, or like an attribute of torch's modules, no weights can be named; rename it"
+UNUSABLE_NAME = (
+    "with a dot, a round or square bracket or a backslash, or like an attribute of torch's modules, no weights "
+    "can be named; rename it"
+)
 
 
 def usable_name(behavior: str) -> bool:
-    """Whether a behaviour may be named so: weights are named by it."""
-    return "." not in behavior and not hasattr(nn.ModuleDict(), behavior)
+    """Whether a behaviour may be named so: weights are, and transformers reads weights' names as patterns."""
+    return not set(".()[]\\").intersection(behavior) and not hasattr(nn.ModuleDict(), behavior)
 
 
 def _custom_pipelines() -> dict[str, dict]:

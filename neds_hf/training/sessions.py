@@ -254,10 +254,18 @@ def new_processor(recordings: Recordings, scaling: str = "z_score") -> NEDSProce
 
     Modalities are the spikes and every behaviour that a session has; those of the IBL come first, in their
     order.
+
+    Raises:
+        NEDSError: No session has a behaviour, or one never changes.
     """
     behaviors = behaviors_of(recordings.features)
     train = recordings.split("train").select_columns(list(behaviors)).with_format("arrow")[:]
     behaviors = {name: c for name, c in behaviors.items() if train[name].null_count < len(train)}
+    if not behaviors:
+        raise NEDSError(
+            f"{recordings.source} has no behaviour in its training trials, expected one at least; those of trial "
+            "arrays are named by `neds build --behaviors`"
+        )
     ibl = [modality["name"] for modality in IBL_MODALITIES]
     modalities = [dict(IBL_MODALITIES[0])]
     for name in sorted(behaviors, key=lambda name: ibl.index(name) if name in ibl else len(ibl)):
