@@ -95,8 +95,8 @@ def convert(
 
     Raises:
         NEDSError: Two sources have one session id, a held-out session is unknown, `out` cannot be written to or
-            holds a conversion with other options or behaviours or foreign Parquet files, no session could be
-            converted, or a process was killed.
+            holds a conversion with other options or behaviours, foreign Parquet files, a model or a README.md, no
+            session could be converted, or a process was killed.
     """
     out = Path(out)
     _check_session_ids([source.session for source in sources])
@@ -249,7 +249,7 @@ def held_out_sessions(out: Path) -> list[str]:
     listed, card = Path(out) / "held_out.json", Path(out) / "README.md"
     if listed.exists():
         return _read_json(listed)
-    if not card.exists():
+    if not (card.exists() and (Path(out) / "sessions").exists()):
         return []
     # A folder of before there was the list.
     configs = {config["config_name"]: config for config in DatasetCard.load(card).data.configs or ()}
@@ -343,8 +343,10 @@ def _remove_uncommitted(out: Path, committed: Iterable[str]) -> None:
     folders = (*(f"trials/{split}" for split in SPLITS), "units", "sessions")
     names = ("*.parquet", ".*.parquet.*.tmp")
     files = [file for folder in folders for name in names for file in out.glob(f"{folder}/{name}")]
-    if files and not committed and not (out / "held_out.json").exists():
-        raise NEDSError(f"{files[0]} is no file of `neds build`: convert into another folder")
+    # README.md and config.json are a model's.
+    foreign = [*files, *(file for name in ("README.md", "config.json") if (file := out / name).exists())]
+    if foreign and not committed and not (out / "held_out.json").exists():
+        raise NEDSError(f"{foreign[0]} is no file of `neds build`: convert into another folder")
     for file in files:
         if file.stem not in committed:
             file.unlink()
