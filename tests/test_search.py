@@ -14,10 +14,9 @@ from transformers import TrainerControl, TrainerState
 from neds_hf.analysis.search import search_figure
 from neds_hf.errors import NEDSError
 from neds_hf.training.arguments import NEDSTrainingArguments
-from neds_hf.training.runs import write_json
+from neds_hf.training.runs import alone, write_json
 from neds_hf.training.search import (
     Reports,
-    alone,
     best_of,
     distribution_of,
     in_words,
@@ -239,7 +238,7 @@ def test_when_every_value_is_no_number_there_is_no_best(tmp_path):
 def test_two_searches_of_one_folder_exclude_each_other(tmp_path):
     script = f"""
 from pathlib import Path
-from neds_hf.training.search import alone
+from neds_hf.training.runs import alone
 with alone(Path({str(tmp_path)!r})):
     print("in", flush=True)
     input()
@@ -247,7 +246,7 @@ with alone(Path({str(tmp_path)!r})):
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     with subprocess.Popen([sys.executable, "-c", script], **pipes) as process:
         assert process.stdout.readline() == "in\n"
-        with pytest.raises(NEDSError, match=f"another process searches in {tmp_path}"):
+        with pytest.raises(NEDSError, match=f"another process trains in {tmp_path}"):
             alone(tmp_path)
         process.kill()
     with alone(tmp_path):  # a kill leaves nothing behind

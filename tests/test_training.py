@@ -21,7 +21,7 @@ from neds_hf.errors import NEDSError
 from neds_hf.metrics import functional
 from neds_hf.training.arguments import NEDSTrainingArguments
 from neds_hf.training.fit import score_split
-from neds_hf.training.runs import last_checkpoint, start_run, write_json
+from neds_hf.training.runs import alone, last_checkpoint, start_run, write_json
 from neds_hf.training.sessions import load_model, open_recordings
 from neds_hf.training.trainer import NEDSTrainer
 
@@ -54,7 +54,7 @@ def test_a_finished_run_holds_model_processor_code_and_metrics_and_no_pickle(mod
     names = {path.name for path in model_folder.iterdir()}
     code = {f"{part}_neds.py" for part in ("configuration", "masking", "modeling", "pipelines", "processing")}
     records = {"run.json", "metrics.json", "trainer_state.json", "README.md"}
-    assert names == {"config.json", "model.safetensors", "processor_config.json"} | code | records
+    assert names - {".lock"} == {"config.json", "model.safetensors", "processor_config.json"} | code | records
 
 
 def test_a_run_says_what_it_was_made_with(model_folder, dataset):
@@ -211,6 +211,15 @@ def test_a_run_killed_between_checkpoints_ends_as_an_uninterrupted_one(dataset, 
     metrics, other = ((tmp_path / name / "metrics.json").read_text() for name in ("killed", "whole"))
     assert metrics == other
     assert not list((tmp_path / "killed").glob("checkpoint-*"))
+
+
+def test_two_trainings_of_one_folder_exclude_each_other(dataset, tmp_path, capsys):
+    argv = ["pretrain", *pretrain_arguments(dataset, tmp_path), "--max_steps", "2"]
+    with alone(tmp_path):
+        assert main(argv) == 2
+        assert capsys.readouterr().err == f"neds pretrain: another process trains in {tmp_path}\n"
+        assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+    assert main(argv) == 0
 
 
 def killed_on_writing(file: str, argv: list[str], folder: Path) -> None:

@@ -10,12 +10,13 @@ import reprlib
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
 
 from neds_hf.errors import NEDSError
 
@@ -105,6 +106,20 @@ def fingerprint_of(model: torch.nn.Module) -> str:
     for weight in model.state_dict().values():
         digest.update(weight.float().cpu().numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def alone(folder: Path) -> AbstractContextManager:
+    """Keep other processes from training or searching in the same folder, which is made.
+
+    Raises:
+        NEDSError: One does, or the folder cannot be made.
+    """
+    check_output(folder / RUN_FILE)
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        return FileLock(folder / ".lock", blocking=False).acquire()
+    except Timeout:
+        raise NEDSError(f"another process trains in {folder}") from None
 
 
 def start_run(folder: Path, configuration: dict) -> bool:

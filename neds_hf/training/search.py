@@ -11,14 +11,12 @@ import json
 import math
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
 import optuna
 import pandas as pd
 import torch
-from filelock import FileLock, Timeout
 from optuna.distributions import (
     BaseDistribution,
     CategoricalDistribution,
@@ -93,19 +91,6 @@ def distribution_of(values: dict, number: type | None) -> BaseDistribution:
         * bool(number)
     )
     raise ValueError(f"expected {expected}, not {values!r}")
-
-
-def alone(folder: Path) -> AbstractContextManager:
-    """Keep other processes from searching in the same folder, which is made.
-
-    Raises:
-        NEDSError: One does.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        return FileLock(folder / "search.lock", blocking=False).acquire()
-    except Timeout:
-        raise NEDSError(f"another process searches in {folder}") from None
 
 
 def forget_untrained(folder: Path) -> None:
