@@ -1,6 +1,7 @@
 """The search by itself: what is drawn, what is stopped early, what is written down, what is done again."""
 
 import math
+import os
 import subprocess
 import sys
 
@@ -21,7 +22,10 @@ from neds_hf.training.search import (
     distribution_of,
     in_words,
     open_study,
+    place_of,
+    results_of,
     search,
+    table_of,
     unfinished,
 )
 
@@ -253,6 +257,25 @@ with alone(Path({str(tmp_path)!r})):
         pass
     with alone(tmp_path):
         pass
+
+
+def test_damaged_records_are_named_and_a_search_goes_on_without_its_database(tmp_path):
+    first = table_of(run(tmp_path, lambda number, place, report: finish(place, number / 10)))
+    database = tmp_path / "search.db"
+    for size in (database.stat().st_size // 2, 5):
+        os.truncate(database, size)
+        with pytest.raises(NEDSError, match=f"^{database} cannot be read as a database"):
+            open_study(tmp_path)
+    database.unlink()
+
+    def not_again(number, place, report):
+        raise AssertionError
+
+    again = run(tmp_path, not_again)
+    assert table_of(again).equals(first)
+    (place_of(tmp_path, 2) / "run.json").write_text('{"resu')
+    with pytest.raises(NEDSError, match="cannot be read as JSON"):
+        results_of(place_of(tmp_path, 2))
 
 
 # --- early stopping ---

@@ -21,7 +21,7 @@ from neds_hf.errors import NEDSError
 from neds_hf.metrics import functional
 from neds_hf.training.arguments import NEDSTrainingArguments
 from neds_hf.training.fit import score_split
-from neds_hf.training.runs import alone, last_checkpoint, start_run, write_json
+from neds_hf.training.runs import alone, last_checkpoint, note, start_run, write_json
 from neds_hf.training.sessions import load_model, open_recordings
 from neds_hf.training.trainer import NEDSTrainer
 
@@ -301,6 +301,16 @@ def test_a_model_or_dataset_of_another_origin_is_not_written_over(tmp_path, ther
     with pytest.raises(NEDSError, match=rf"holds {there.split('/')[0]}, but no run\.json says of what"):
         start_run(tmp_path, {"seed": 0})
     assert not (tmp_path / "run.json").exists()
+
+
+@pytest.mark.parametrize("content", [b'{"configuration": {"se', b"", b"\0\0\xff", b"[]"])
+def test_a_damaged_run_file_is_named(tmp_path, content):
+    file = tmp_path / "run.json"
+    file.write_bytes(content)
+    for read in (lambda: start_run(tmp_path, {"seed": 0}), lambda: note(tmp_path, a=1)):
+        with pytest.raises(NEDSError, match=rf"^{file} (cannot be read as JSON|holds no JSON object)"):
+            read()
+    assert file.read_bytes() == content
 
 
 def test_a_file_is_whole_or_not_there(tmp_path):

@@ -26,10 +26,11 @@ from optuna.distributions import (
 from optuna.pruners import MedianPruner, NopPruner, SuccessiveHalvingPruner
 from optuna.samplers import RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, Trial, TrialState
+from sqlalchemy.exc import DatabaseError
 from transformers import TrainerCallback
 
 from neds_hf.errors import NEDSError
-from neds_hf.training.runs import RUN_FILE
+from neds_hf.training.runs import RUN_FILE, read_json
 from neds_hf.training.trainer import Diverged
 
 # Trains a model with these settings in this folder (`fit`), or goes on with it.
@@ -96,7 +97,7 @@ def distribution_of(values: dict, number: type | None) -> BaseDistribution:
 def forget_untrained(folder: Path) -> None:
     """Let a search begin anew where it has not trained any model, not even to a first checkpoint."""
     run, database = folder / RUN_FILE, folder / "search.db"
-    if not run.exists() or json.loads(run.read_text())["configuration"].get("command") != "search":
+    if not run.exists() or read_json(run)["configuration"].get("command") != "search":
         return
     begun = [*folder.glob("trials/*/checkpoint-*"), *folder.glob("trials/*/metrics.json")]
     if begun or (database.exists() and trained(open_study(folder))):
@@ -107,15 +108,28 @@ def forget_untrained(folder: Path) -> None:
 
 
 def open_study(folder: Path, pruner: str = "none", maximize: bool = True) -> optuna.Study:
-    """The study of a folder; begun where there is none."""
+    """The study of a folder; begun where there is none.
+
+    Raises:
+        NEDSError: Its database is damaged.
+    """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    return optuna.create_study(
-        storage=f"sqlite:///{folder / 'search.db'}",
-        study_name="search",
-        direction="maximize" if maximize else "minimize",
-        pruner=PRUNERS[pruner],
-        load_if_exists=True,
-    )
+    database = folder / "search.db"
+    try:
+        study = optuna.create_study(
+            storage=f"sqlite:///{database}",
+            study_name="search",
+            direction="maximize" if maximize else "minimize",
+            pruner=PRUNERS[pruner],
+            load_if_exists=True,
+        )
+        study.get_trials(deepcopy=False)  # reads them all
+    except DatabaseError as error:
+        raise NEDSError(
+            f"{database} cannot be read as a database ({error.orig}); without it, the search goes on from what "
+            "its models wrote"
+        ) from error
+    return study
 
 
 def unfinished(
@@ -224,7 +238,7 @@ def in_words(params: dict) -> str:
 def results_of(folder: Path) -> dict | None:
     """What a finished run wrote down; None of one that is not finished."""
     path = folder / RUN_FILE
-    return json.loads(path.read_text()).get("results") if path.exists() else None
+    return read_json(path).get("results") if path.exists() else None
 
 
 def best_of(study: optuna.Study) -> FrozenTrial:
