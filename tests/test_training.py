@@ -232,6 +232,31 @@ def killed_on_writing(file: str, argv: list[str], folder: Path) -> None:
     assert process.returncode == -signal.SIGKILL
 
 
+@pytest.mark.parametrize("file, bytes_that_fit", [("model.safetensors", 60_000), ("optimizer.pt", 100_000)])
+def test_a_checkpoint_that_finds_no_room_is_one_line_and_the_run_goes_on_with_more(
+    dataset, tmp_path, file, bytes_that_fit
+):
+    """The system lets no file become larger, which torch and safetensors say as they do of a full disc."""
+    argv = ["pretrain", *pretrain_arguments(dataset, tmp_path), "hidden_size=32", "--max_steps", "2"]
+    limited = (
+        f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({bytes_that_fit}, resource.RLIM_INFINITY)); "
+        "from neds_hf.cli.main import main; raise SystemExit(main())"
+    )
+    process = subprocess.run(
+        [sys.executable, "-c", limited, *argv], capture_output=True, text=True, check=False
+    )
+    assert process.returncode == 2
+    assert process.stderr.splitlines()[-1].startswith(
+        "neds pretrain: a file could not be written, as on a full"
+    )
+    assert "Traceback" not in process.stderr
+    (half,) = tmp_path.glob("checkpoint-*")
+    left = [path.name for path in half.iterdir()]
+    assert (file in left) == (file == "optimizer.pt") and "trainer_state.json" not in left
+    assert main(argv) == 0
+    assert not half.exists()
+
+
 def test_a_run_that_goes_on_by_another_path_keeps_its_best_checkpoint(dataset, tmp_path):
     options = [
         *"--max_steps 8 --eval_strategy steps --eval_steps 4 --save_strategy steps --save_steps 4".split(),
