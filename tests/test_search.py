@@ -259,6 +259,13 @@ with alone(Path({str(tmp_path)!r})):
         pass
 
 
+def test_the_database_lies_in_the_folder_whatever_that_is_called(tmp_path):
+    folder = tmp_path / "a?b#c%41 é {x}"
+    run(folder, lambda number, place, report: finish(place, 0.5), num_models=1)
+    assert [path.name for path in tmp_path.iterdir()] == [folder.name]
+    assert len(open_study(folder).trials) == 1 and (folder / "search.db").exists()
+
+
 def test_damaged_records_are_named_and_a_search_goes_on_without_its_database(tmp_path):
     first = table_of(run(tmp_path, lambda number, place, report: finish(place, number / 10)))
     database = tmp_path / "search.db"

@@ -94,11 +94,13 @@ def convert(
         How many sessions were `converted`, `unchanged` and `dropped`.
 
     Raises:
-        NEDSError: Two sources have one session id, a held-out session is unknown, `out` cannot be written to or
-            holds a conversion with other options or behaviours, foreign Parquet files, a model or a README.md, no
-            session could be converted, or a process was killed.
+        NEDSError: `datasets` would take the path of `out` for a pattern, two sources have one session id, a
+            held-out session is unknown, `out` cannot be written to or holds a conversion with other options or
+            behaviours, foreign Parquet files, a model or a README.md, no session could be converted, or a process
+            was killed.
     """
     out = Path(out)
+    check_path(out)
     _check_session_ids([source.session for source in sources])
     with _only_writer(out):
         conversion = _conversion(options, behaviors)
@@ -139,6 +141,18 @@ def convert(
             raise NEDSError(f"none of {len(sources)} sessions could be converted:\n  {reasons}{more}")
         write_card(out)
         return counts
+
+
+def check_path(folder: Path) -> None:
+    """Make sure that `datasets` finds the files of this folder, and no others.
+
+    Raises:
+        NEDSError: It would take the path for a pattern.
+    """
+    if re.search(r"[*?[]|::", str(folder.absolute())):
+        raise NEDSError(
+            f"{folder.absolute()}: datasets cannot load a folder whose path has *, ?, [ or :: in it; take another"
+        )
 
 
 @contextmanager

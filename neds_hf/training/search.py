@@ -26,6 +26,7 @@ from optuna.distributions import (
 from optuna.pruners import MedianPruner, NopPruner, SuccessiveHalvingPruner
 from optuna.samplers import RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, Trial, TrialState
+from sqlalchemy import URL
 from sqlalchemy.exc import DatabaseError
 from transformers import TrainerCallback
 
@@ -117,7 +118,7 @@ def open_study(folder: Path, pruner: str = "none", maximize: bool = True) -> opt
     database = folder / "search.db"
     try:
         study = optuna.create_study(
-            storage=f"sqlite:///{database}",
+            storage=URL.create("sqlite", database=str(database)).render_as_string(),
             study_name="search",
             direction="maximize" if maximize else "minimize",
             pruner=PRUNERS[pruner],

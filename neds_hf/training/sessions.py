@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from transformers.utils import find_adapter_config_file
 
 from neds_hf.data.schema import SPLITS, behaviors_of
+from neds_hf.data.storage import check_path
 from neds_hf.data.trials import SessionTrials, session_trials
 from neds_hf.errors import NEDSError
 from neds_hf.models.configuration_neds import CHECKPOINTS, IBL_MODALITIES, NEDSConfig
@@ -131,6 +132,8 @@ def open_recordings(source: str | Path, config: str = "trials") -> Recordings:
         raise NEDSError(f"{source} is no dataset folder: it has no README.md; `neds build` makes one")
     if not Path(source).exists() and source.count("/") != 1:
         raise NEDSError(f"no dataset folder {source}")
+    if Path(source).exists():
+        check_path(Path(source))
     try:
         splits = dict(datasets.load_dataset(source, config))
         units = datasets.load_dataset(source, "units", split="train").to_pandas()
