@@ -1,5 +1,6 @@
 """What the benchmarks share: running commands, reading their scores, and writing tables into a page."""
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -7,6 +8,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pandas as pd
+
+from neds_hf.data.storage import provenances
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE.parent / "RESULTS.md"
@@ -36,6 +39,10 @@ def built(dataset: Path, *options: object) -> Path:
     """Convert recordings into this folder, where that is not done; the folder."""
     if not (dataset / "README.md").exists():
         neds("build", dataset, *options)
+    files = [word for word in options if isinstance(word, Path) and word.is_file()]
+    given = {hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+    if files and given != {mark["fingerprint"] for mark in provenances(dataset).values()}:
+        raise SystemExit(f"{dataset} is of other recordings than these; choose another --output")
     return dataset
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from common import HERE, TRAINED_ON, markdown, neds, publish_table, scores_of_run
+from common import HERE, TRAINED_ON, built, markdown, neds, publish_table, scores_of_run
 from transfer import PRETRAINING
 
 CSV = HERE / "regions.csv"
@@ -65,10 +65,9 @@ def realigned(recording: Path, folder: Path) -> Path:
 
 def measure(recordings: list[Path], output: Path, seed: int) -> pd.DataFrame:
     """A row a split of the units and kind of features."""
-    dataset, model, regions = output / "dataset", output / "model", output / "regions"
-    if not (dataset / "README.md").exists():
-        files = [realigned(recording, output / "realigned") for recording in recordings]
-        neds("build", dataset, "--arrays", *files)
+    model, regions = output / "model", output / "regions"
+    files = [realigned(recording, output / "realigned") for recording in recordings]
+    dataset = built(output / "dataset", "--arrays", *files)
     scores_of_run(model, "pretrain", "--dataset", dataset, "--seed", seed, *TRAINED_ON, *PRETRAINING)
     if not (regions / "metrics.json").exists():
         neds("regions", "--model", model, "--dataset", dataset, "--output", regions, "--group", GROUPS)

@@ -94,6 +94,10 @@ def main() -> None:
             scheduler.step()
             optimizer.zero_grad()
             bar.update()
+        if not torch.isfinite(loss):
+            raise SystemExit(
+                "training diverged: the loss is no number any more; a lower --learning-rate may help"
+            )
         if accelerator.is_main_process:
             unwrapped = accelerator.unwrap_model(model)
             scores = mean_table(

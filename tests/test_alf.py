@@ -128,13 +128,13 @@ def test_separate_trial_arrays_are_read_like_the_table(tmp_path):
     assert recording.categorical["block"].tolist() == [1, 0, 2] * 4
 
 
-def test_trials_and_wheel_of_newer_sessions_are_in_a_task_folder(tmp_path):
+@pytest.mark.parametrize("moved", [["trials", "wheel"], ["trials"]])
+def test_trials_of_newer_sessions_are_in_a_task_folder_and_the_wheel_is_there_or_beside_it(tmp_path, moved):
     folder = write_session(tmp_path)
     (folder / "task_00").mkdir()
-    for file in folder.glob("_ibl_trials*"):
-        file.rename(folder / "task_00" / file.name)
-    for file in folder.glob("_ibl_wheel*"):
-        file.rename(folder / "task_00" / file.name)
+    for name in moved:
+        for file in folder.glob(f"_ibl_{name}*"):
+            file.rename(folder / "task_00" / file.name)
     recording = read_only_session(tmp_path)
     assert recording.spike_counts.shape == (12, 100, 3)
     assert "wheel_speed" in recording.continuous

@@ -124,6 +124,11 @@ def test_known_regions_are_mapped_and_others_kept(tmp_path):
     ]
 
 
+def test_units_keep_the_ids_that_the_file_names(tmp_path):
+    path = write(tmp_path / "a.npz", unit_uuid=np.array(["left-7", "right-0"]))
+    assert list(read_arrays(path, OPTIONS).units["uuid"]) == ["left-7", "right-0"]
+
+
 @pytest.mark.parametrize(
     "changes, message",
     [
@@ -151,6 +156,8 @@ def test_known_regions_are_mapped_and_others_kept(tmp_path):
         ({"trial_index": np.array([2, 1, 3])}, r"whole numbers below 2\*\*31 that increase"),
         ({"trial_index": np.array([0, 1, 2**31])}, r"whole numbers below 2\*\*31 that increase"),
         ({"unit_region": np.array(["CA1"])}, r"unit_region is \(1,\), expected \(2,\)"),
+        ({"unit_uuid": np.array(["a"])}, r"unit_uuid is \(1,\), expected \(2,\)"),
+        ({"unit_uuid": np.array(["a", "a"])}, "unit_uuid holds 'a' more than once"),
         ({"meta": "session 1"}, "meta is not JSON"),
         ({"meta": "3"}, "meta lacks session, bin_size_s, align_event, window_s; it holds int"),
         ({"meta": {k: v for k, v in META.items() if k != "window_s"}}, "meta lacks window_s"),

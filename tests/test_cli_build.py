@@ -270,6 +270,18 @@ def test_flags_that_do_not_fit_end_in_status_2(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("name", ["README.md", "config.json"])
+def test_what_is_no_dataset_is_not_overwritten(arrays, tmp_path, capsys, name):
+    """Such as a model and its card."""
+    file = tmp_path / "out" / name
+    file.parent.mkdir()
+    file.write_text("---\nlibrary_name: transformers\n---\n")
+    assert run("build", [str(file.parent), "--arrays", *map(str, arrays)]) == 2
+    assert f"{file} is no file of `neds build`" in capsys.readouterr().err.splitlines()[-1]
+    assert file.read_text() == "---\nlibrary_name: transformers\n---\n"
+    assert {path.name for path in file.parent.iterdir()} == {name, ".lock"}
+
+
 def test_when_no_session_converts_the_status_is_2_and_reasons_are_printed(arrays, tmp_path, capsys):
     assert run("build", [str(tmp_path / "out"), "--arrays", str(arrays[0]), "--min-rate", "1000"]) == 2
     assert "s1: none of 3 units reaches 1000 Hz" in capsys.readouterr().err

@@ -38,16 +38,28 @@ def error_of(model_folder, tmp_path, error_of):
     return run
 
 
-def test_arrays_of_a_session_that_was_not_built_from_arrays_are_refused(error_of, model_folder, tmp_path):
-    """Its units have uuids, which arrays cannot name."""
+def test_arrays_of_a_session_that_was_not_built_from_arrays_name_their_units(
+    predict, error_of, model_folder, tmp_path
+):
+    """In another order than the model's, which has not all of them."""
     model = shutil.copytree(model_folder, tmp_path / "model")
     config = json.loads((model / "processor_config.json").read_text())
     for session in config["sessions"]:
         session["units"] = [f"uuid-{place}" for place in range(len(session["units"]))]
     (model / "processor_config.json").write_text(json.dumps(config))
     file = write_arrays(tmp_path / "bob.npz", simulate("bob"), np.arange(10))
-    error = error_of("--arrays", file, "--task", "decoding", "--model", model)
-    assert "named bob/0, ..., but the model's uuid-0, ..., as its dataset was not built from" in error
+    argv = ("--arrays", file, "--task", "decoding", "--model")
+    error = error_of(*argv, model)
+    assert "lacks 9 of the model's 9 units: uuid-0, ...; its array 'unit_uuid' is to name them" in error
+    expected = predict(*argv, model_folder)
+    with np.load(file) as arrays:
+        counts = np.insert(arrays["spike_counts"], 0, 200, axis=2)[:, :, ::-1]
+        uuids = np.array(["not sorted", *(f"uuid-{place}" for place in range(9))])[::-1]
+        np.savez(file, **{**arrays, "spike_counts": counts, "unit_uuid": uuids})
+    found = predict(*argv, model)
+    assert set(found) == set(expected)
+    for name in ("choice", "block", "wheel_speed"):
+        np.testing.assert_array_equal(found[name], expected[name])
 
 
 def test_encoding_writes_log_rates_of_every_unit(predict, dataset):

@@ -185,6 +185,10 @@ def test_a_dataset_without_a_behaviour_makes_a_model_without_it(tmp_path):
         (["--use_liger_kernel"], "--use_liger_kernel cannot be used"),
         (["--remove_unused_columns"], "--remove_unused_columns cannot be used: every column"),
         (["--train_sampling_strategy", "group_by_length"], "all trials are of one length"),
+        (
+            ["--optim_args", "eps=1e-6"],
+            "--optim_args: adamw_torch_fused takes none; its settings are --adam_beta1",
+        ),
         (["--fsdp", "full_shard"], "--fsdp divides a model among several processes"),
         (
             ["--report_to", "carrier_pigeon"],

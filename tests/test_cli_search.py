@@ -75,7 +75,7 @@ def searched(tmp_path_factory, dataset):
 def test_a_search_leaves_a_table_a_figure_its_best_model_and_of_the_others_the_records(searched):
     out, _ = searched
     assert {path.name for path in out.iterdir()} == {
-        *("run.json", "search.db", "search.lock", "trials.csv", "search.png"),
+        *("run.json", "search.db", ".lock", "trials.csv", "search.png"),
         *("trials", "best"),
     }
     table = pd.read_csv(out / "trials.csv", dtype={"hidden_size": str})
@@ -389,7 +389,7 @@ def test_what_is_wrong_with_a_file_is_one_line(dataset, tmp_path, error_of, text
 def test_a_folder_that_cannot_be_made_is_one_line(dataset, tmp_path, error_of):
     (tmp_path / "file").touch()
     assert error_of("search", *arguments(dataset, tmp_path / "file" / "out")).endswith(
-        f"Not a directory: '{tmp_path / 'file' / 'out'}'"
+        f"cannot be written: {tmp_path / 'file'} is no folder"
     )
 
 

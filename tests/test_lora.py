@@ -120,6 +120,16 @@ def test_peft_loads_it_and_merging_changes_nothing_but_rounding(run, model_folde
     assert_same(NEDSModel.from_pretrained(tmp_path), merged, batch)
 
 
+def test_sessions_are_added_once_the_adapter_is_merged(run, model_folder):
+    model = peft.PeftModel.from_pretrained(with_new_animals(model_folder, run[0]), str(run[0]))
+    with pytest.raises(ValueError, match=r"an adapter holds the model's rows: merge it \(merge_and_unload\)"):
+        model.add_sessions({"dan": 2}, {"dan": [0.1, 0.2]})
+    merged = model.merge_and_unload()
+    assert merged.config.session_ids == ["ann", "bob", "cat"]
+    merged.add_sessions({"dan": 2}, {"dan": [0.1, 0.2]})
+    assert merged.unit_rows("dan") == slice(19, 21)
+
+
 def test_it_loads_by_its_name_like_any_model(run, batch, monkeypatch):
     monkeypatch.chdir(run[0].parent)
     model, processor = neds_hf.load("adapter")

@@ -30,6 +30,13 @@ def test_the_plain_loop_writes_a_model_with_its_test_metrics(dataset, tmp_path):
     assert written["mean"]["mean"] == pytest.approx(mean_table(scores)["mean"], abs=1e-6)
 
 
+def test_a_training_that_diverges_ends_with_one_line(dataset, tmp_path):
+    where = ("--dataset", str(dataset), "--output", str(tmp_path / "out"))
+    result = run(*where, "--epochs", "5", "--learning-rate", "1e20")
+    assert result.returncode == 1 and "Traceback" not in result.stderr
+    assert "training diverged: the loss is no number any more" in result.stderr
+
+
 def test_fewer_trials_than_a_batch_make_one_batch(dataset, tmp_path):
     result = run("--dataset", str(dataset), "--output", str(tmp_path), "--epochs", "1", "--batch-size", "500")
     assert result.returncode == 0, result.stderr

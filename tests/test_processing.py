@@ -78,6 +78,14 @@ def test_a_trial_that_is_not_finite_in_one_bin_is_without_the_behaviour(value):
     assert inputs["behaviors"]["wheel"].tolist() == [[0, 0], [0, 1]]
 
 
+def test_the_mean_of_a_unit_that_hardly_fires_is_not_rounded_away():
+    processor = NEDSProcessor(MODALITIES, num_bins=2)
+    counts = np.zeros((300_000, 2, 1), np.uint8)
+    counts[0, 0, 0] = 1
+    processor.add_session("q", ["q/0"], counts, {})
+    np.testing.assert_allclose(processor.mean_counts("q"), [1 / 600_000], rtol=1e-3)
+
+
 def test_statistics_are_those_of_the_training_trials():
     processor = make_processor()
     assert processor.session_ids == ["z", "a"]

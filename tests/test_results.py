@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from small_dataset import simulate, write_arrays
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 NAMES = ("folds", "ablations", "transfer", "simulation", "regions")
@@ -168,6 +169,16 @@ def test_regions_that_are_listed_one_unit_late_are_moved_back_and_others_stay(sc
     np.testing.assert_array_equal(moved["unit_region"], right)
     np.testing.assert_array_equal(moved["spike_counts"], counts)
     assert set(moved.files) == {"spike_counts", "unit_region", "choice"}
+
+
+def test_other_recordings_than_the_folder_is_of_are_refused(scripts, tmp_path):
+    recording = simulate("bob")
+    first, other = (write_arrays(tmp_path / f"{n}.npz", recording, np.arange(n)) for n in (40, 46))
+    built = scripts["common"].built
+    for _ in range(2):
+        assert built(tmp_path / "dataset", "--arrays", first) == tmp_path / "dataset"
+    with pytest.raises(SystemExit, match=f"{tmp_path / 'dataset'} is of other recordings than these"):
+        built(tmp_path / "dataset", "--arrays", other)
 
 
 def test_a_table_replaces_what_was_between_its_marks(scripts, tmp_path):

@@ -1,6 +1,7 @@
 """The search by itself: what is drawn, what is stopped early, what is written down, what is done again."""
 
 import math
+import os
 import subprocess
 import sys
 
@@ -14,15 +15,17 @@ from transformers import TrainerControl, TrainerState
 from neds_hf.analysis.search import search_figure
 from neds_hf.errors import NEDSError
 from neds_hf.training.arguments import NEDSTrainingArguments
-from neds_hf.training.runs import write_json
+from neds_hf.training.runs import alone, write_json
 from neds_hf.training.search import (
     Reports,
-    alone,
     best_of,
     distribution_of,
     in_words,
     open_study,
+    place_of,
+    results_of,
     search,
+    table_of,
     unfinished,
 )
 
@@ -239,7 +242,7 @@ def test_when_every_value_is_no_number_there_is_no_best(tmp_path):
 def test_two_searches_of_one_folder_exclude_each_other(tmp_path):
     script = f"""
 from pathlib import Path
-from neds_hf.training.search import alone
+from neds_hf.training.runs import alone
 with alone(Path({str(tmp_path)!r})):
     print("in", flush=True)
     input()
@@ -247,13 +250,39 @@ with alone(Path({str(tmp_path)!r})):
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     with subprocess.Popen([sys.executable, "-c", script], **pipes) as process:
         assert process.stdout.readline() == "in\n"
-        with pytest.raises(NEDSError, match=f"another process searches in {tmp_path}"):
+        with pytest.raises(NEDSError, match=f"another process trains in {tmp_path}"):
             alone(tmp_path)
         process.kill()
     with alone(tmp_path):  # a kill leaves nothing behind
         pass
     with alone(tmp_path):
         pass
+
+
+def test_the_database_lies_in_the_folder_whatever_that_is_called(tmp_path):
+    folder = tmp_path / "a?b#c%41 é {x}"
+    run(folder, lambda number, place, report: finish(place, 0.5), num_models=1)
+    assert [path.name for path in tmp_path.iterdir()] == [folder.name]
+    assert len(open_study(folder).trials) == 1 and (folder / "search.db").exists()
+
+
+def test_damaged_records_are_named_and_a_search_goes_on_without_its_database(tmp_path):
+    first = table_of(run(tmp_path, lambda number, place, report: finish(place, number / 10)))
+    database = tmp_path / "search.db"
+    for size in (database.stat().st_size // 2, 5):
+        os.truncate(database, size)
+        with pytest.raises(NEDSError, match=f"^{database} cannot be read as a database"):
+            open_study(tmp_path)
+    database.unlink()
+
+    def not_again(number, place, report):
+        raise AssertionError
+
+    again = run(tmp_path, not_again)
+    assert table_of(again).equals(first)
+    (place_of(tmp_path, 2) / "run.json").write_text('{"resu')
+    with pytest.raises(NEDSError, match="cannot be read as JSON"):
+        results_of(place_of(tmp_path, 2))
 
 
 # --- early stopping ---

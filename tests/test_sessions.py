@@ -69,6 +69,12 @@ def test_some_sessions_alone(dataset):
         only.trials("bob", "train")
 
 
+def test_a_dataset_whose_path_is_a_pattern_is_refused(dataset, tmp_path):
+    copy = shutil.copytree(dataset, tmp_path / "data [1]")
+    with pytest.raises(NEDSError, match=r"data \[1\]: datasets cannot load a folder whose path has"):
+        open_recordings(copy)
+
+
 def test_a_dataset_made_anew_is_not_served_from_the_cache_of_the_old_one(tmp_path):
     """Neither in the same place nor in a folder of the same name elsewhere."""
 

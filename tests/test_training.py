@@ -21,7 +21,7 @@ from neds_hf.errors import NEDSError
 from neds_hf.metrics import functional
 from neds_hf.training.arguments import NEDSTrainingArguments
 from neds_hf.training.fit import score_split
-from neds_hf.training.runs import last_checkpoint, start_run, write_json
+from neds_hf.training.runs import alone, last_checkpoint, note, start_run, write_json
 from neds_hf.training.sessions import load_model, open_recordings
 from neds_hf.training.trainer import NEDSTrainer
 
@@ -54,7 +54,7 @@ def test_a_finished_run_holds_model_processor_code_and_metrics_and_no_pickle(mod
     names = {path.name for path in model_folder.iterdir()}
     code = {f"{part}_neds.py" for part in ("configuration", "masking", "modeling", "pipelines", "processing")}
     records = {"run.json", "metrics.json", "trainer_state.json", "README.md"}
-    assert names == {"config.json", "model.safetensors", "processor_config.json"} | code | records
+    assert names - {".lock"} == {"config.json", "model.safetensors", "processor_config.json"} | code | records
 
 
 def test_a_run_says_what_it_was_made_with(model_folder, dataset):
@@ -211,6 +211,15 @@ def test_a_run_killed_between_checkpoints_ends_as_an_uninterrupted_one(dataset, 
     assert not list((tmp_path / "killed").glob("checkpoint-*"))
 
 
+def test_two_trainings_of_one_folder_exclude_each_other(dataset, tmp_path, capsys):
+    argv = ["pretrain", *pretrain_arguments(dataset, tmp_path), "--max_steps", "2"]
+    with alone(tmp_path):
+        assert main(argv) == 2
+        assert capsys.readouterr().err == f"neds pretrain: another process trains in {tmp_path}\n"
+        assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+    assert main(argv) == 0
+
+
 def killed_on_writing(file: str, argv: list[str], folder: Path) -> None:
     """Run a command in a folder until it opens this file."""
     kill = (
@@ -219,6 +228,31 @@ def killed_on_writing(file: str, argv: list[str], folder: Path) -> None:
     )
     process = subprocess.run([sys.executable, "-c", kill, *argv], cwd=folder, check=False)
     assert process.returncode == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("file, bytes_that_fit", [("model.safetensors", 60_000), ("optimizer.pt", 100_000)])
+def test_a_checkpoint_that_finds_no_room_is_one_line_and_the_run_goes_on_with_more(
+    dataset, tmp_path, file, bytes_that_fit
+):
+    """The system lets no file become larger, which torch and safetensors say as they do of a full disc."""
+    argv = ["pretrain", *pretrain_arguments(dataset, tmp_path), "hidden_size=32", "--max_steps", "2"]
+    limited = (
+        f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({bytes_that_fit}, resource.RLIM_INFINITY)); "
+        "from neds_hf.cli.main import main; raise SystemExit(main())"
+    )
+    process = subprocess.run(
+        [sys.executable, "-c", limited, *argv], capture_output=True, text=True, check=False
+    )
+    assert process.returncode == 2
+    assert process.stderr.splitlines()[-1].startswith(
+        "neds pretrain: a file could not be written, as on a full"
+    )
+    assert "Traceback" not in process.stderr
+    (half,) = tmp_path.glob("checkpoint-*")
+    left = [path.name for path in half.iterdir()]
+    assert (file in left) == (file == "optimizer.pt") and "trainer_state.json" not in left
+    assert main(argv) == 0
+    assert not half.exists()
 
 
 def test_a_run_that_goes_on_by_another_path_keeps_its_best_checkpoint(dataset, tmp_path):
@@ -290,6 +324,16 @@ def test_a_model_or_dataset_of_another_origin_is_not_written_over(tmp_path, ther
     with pytest.raises(NEDSError, match=rf"holds {there.split('/')[0]}, but no run\.json says of what"):
         start_run(tmp_path, {"seed": 0})
     assert not (tmp_path / "run.json").exists()
+
+
+@pytest.mark.parametrize("content", [b'{"configuration": {"se', b"", b"\0\0\xff", b"[]"])
+def test_a_damaged_run_file_is_named(tmp_path, content):
+    file = tmp_path / "run.json"
+    file.write_bytes(content)
+    for read in (lambda: start_run(tmp_path, {"seed": 0}), lambda: note(tmp_path, a=1)):
+        with pytest.raises(NEDSError, match=rf"^{file} (cannot be read as JSON|holds no JSON object)"):
+            read()
+    assert file.read_bytes() == content
 
 
 def test_a_file_is_whole_or_not_there(tmp_path):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import reprlib
 from collections.abc import Iterator
@@ -14,7 +13,7 @@ import pandas as pd
 
 from neds_hf.analysis.summary import Estimate
 from neds_hf.errors import NEDSError
-from neds_hf.training.runs import RUN_FILE
+from neds_hf.training.runs import RUN_FILE, read_json
 
 METRICS_FILE = "metrics.json"
 HISTORY_FILE = "trainer_state.json"
@@ -176,7 +175,7 @@ def cautions(runs: list[Run]) -> list[str]:
 def _read_run(path: Path, name: str) -> Run:
     """The run of a folder, or of a file that `neds evaluate` wrote."""
     metrics_file = path if path.is_file() else path / METRICS_FILE
-    metrics = _read_json(metrics_file)
+    metrics = read_json(metrics_file)
     try:
         scores = {
             session: {
@@ -193,9 +192,9 @@ def _read_run(path: Path, name: str) -> Run:
         raise NEDSError(f"{metrics_file} has the metrics of no session")
     about, history = metrics, []
     if path.is_dir():
-        about = _read_json(path / RUN_FILE) if (path / RUN_FILE).exists() else {}
+        about = read_json(path / RUN_FILE) if (path / RUN_FILE).exists() else {}
         if (path / HISTORY_FILE).exists():
-            history = _read_json(path / HISTORY_FILE)["log_history"]
+            history = read_json(path / HISTORY_FILE)["log_history"]
     configuration = about.get("configuration", {})
     fingerprint, sessions = configuration.get("data_fingerprint"), configuration.get("sessions", scores)
     return Run(
@@ -235,16 +234,6 @@ def _joined(name: str, path: Path, parts: list[Run]) -> Run:
         sum(part.seconds for part in parts),
         hardware.pop() if len(hardware) == 1 else VARIES,
     )
-
-
-def _read_json(file: Path) -> dict:
-    try:
-        content = json.loads(file.read_text())
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise NEDSError(f"{file} cannot be read as JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise NEDSError(f"{file} holds no JSON object")
-    return content
 
 
 def _flat(settings: dict, prefix: str = "") -> Iterator[tuple[str, object]]:

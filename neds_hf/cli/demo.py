@@ -5,7 +5,6 @@ Every step keeps what an earlier, interrupted call finished.
 
 import argparse
 import importlib.util
-import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -39,7 +38,7 @@ from neds_hf.models.configuration_neds import PRESETS
 from neds_hf.training.arguments import NEDSTrainingArguments
 from neds_hf.training.fit import fit, split_loader
 from neds_hf.training.inference import TASKS, predict
-from neds_hf.training.runs import environment, finish_run, start_run, write_arrays, write_json
+from neds_hf.training.runs import environment, finish_run, read_json, start_run, write_arrays, write_json
 from neds_hf.training.sessions import Recordings, load_model, mean_table, open_recordings
 
 # How the models are trained, beyond the defaults of `NEDSTrainingArguments`. `eval_steps` is the share of the
@@ -91,7 +90,7 @@ def main(argv: list[str] | None = None) -> None:
     out = args.out.resolve()  # a fine-tuned model notes where it came from
     metrics_file, report_file = out / "metrics.json", out / "report.html"
     if start_run(out, settings) and metrics_file.exists() and report_file.exists():
-        metrics = json.loads(metrics_file.read_text())
+        metrics = read_json(metrics_file)
         print(f"{args.out} holds this very demo, finished")
         print_results(metrics["mean"], metrics["seconds"], args.out)
         return
@@ -332,7 +331,7 @@ def report(
 
 def history(folder: Path) -> list[dict]:
     """Curves of a training run."""
-    return json.loads((folder / "trainer_state.json").read_text())["log_history"]
+    return read_json(folder / "trainer_state.json")["log_history"]
 
 
 def settings_text(settings: dict) -> str:

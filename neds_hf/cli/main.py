@@ -3,9 +3,10 @@
 import gc
 import importlib
 import io
+import re
 import sys
 
-from neds_hf.errors import NEDSError
+from neds_hf.errors import NEDSError, one_line
 
 COMMANDS = {
     "simulate": "simulate IBL-like mice as ALF session folders",
@@ -23,6 +24,9 @@ COMMANDS = {
     "push": "a model or dataset folder to the Hub, in one commit",
     "demo": "the whole way on simulated mice, with a report",
 }
+
+# How torch and safetensors say that the system did not let them write; neither raises OSError.
+UNWRITTEN = re.compile(r"inline_container\.cc|PytorchStreamWriter|\(os error \d+\)")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -53,6 +57,12 @@ def run(name: str, argv: list[str] | None = None) -> int:
         if error.errno is None:
             raise
         print(f"neds {name}: {error}", file=sys.stderr)
+        return 2
+    except Exception as error:
+        if not UNWRITTEN.search(str(error)):
+            raise
+        reason = one_line(error)
+        print(f"neds {name}: a file could not be written, as on a full disc ({reason})", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"neds {name}: stopped; run it again to resume", file=sys.stderr)

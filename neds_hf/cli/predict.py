@@ -29,7 +29,7 @@ def main(argv: list[str] | None = None) -> None:
     source.add_argument(
         "--arrays",
         type=Path,
-        help=".npz trial arrays of a session that the model knows, from a dataset of `neds build --arrays`",
+        help=".npz trial arrays of a session that the model knows",
     )
     parser.add_argument("--split", choices=SPLITS, help="of the dataset (default: test)")
     parser.add_argument("--session", help="session of the dataset; needed where it has several")
@@ -102,13 +102,11 @@ def from_arrays(
     places = {uuid: place for place, uuid in enumerate(recording.units["uuid"])}
     wanted = processor.session(recording.session)["units"]
     missing = [uuid for uuid in wanted if uuid not in places]
-    if len(missing) == len(wanted):
-        raise NEDSError(
-            f"{path}: units of trial arrays are named {recording.session}/0, ..., but the model's {wanted[0]}, "
-            "..., as its dataset was not built from trial arrays; take --dataset"
-        )
     if missing:
-        raise NEDSError(f"{path} lacks {len(missing)} of the model's {len(wanted)} units: {missing[0]}, ...")
+        raise NEDSError(
+            f"{path} lacks {len(missing)} of the model's {len(wanted)} units: {missing[0]}, ...; its array "
+            f"'unit_uuid' is to name them, without which they are {recording.session}/0, ..."
+        )
     unit_index = np.array([places[uuid] for uuid in wanted], np.int32)
     behaviors = {}
     if task == "encoding":

@@ -21,7 +21,7 @@ from neds_hf.hub.push import push_run
 from neds_hf.models import NEDSConfig
 from neds_hf.training.arguments import parse_training_arguments, training_parser
 from neds_hf.training.fit import configuration_of
-from neds_hf.training.runs import fingerprint_of, finish_run, start_run
+from neds_hf.training.runs import alone, fingerprint_of, finish_run, start_run
 from neds_hf.training.sessions import load_model
 
 # The paper's, arXiv 2504.08201; examples/configs/search.yaml has the same, and what is the same for all models.
@@ -145,7 +145,7 @@ def main(argv: list[str] | None = None) -> None:
     configuration = configuration_of(
         args, recordings, command="search", searched=command, space=ranges, **base
     ) | {name: value for name, value in vars(arguments).items() if name in how}
-    with searches.alone(folder):
+    with alone(folder):
         searches.forget_untrained(folder)
         finished = start_run(folder, {n: value for n, value in configuration.items() if n not in ranges})
         study = searches.open_study(folder, arguments.pruner, args.greater_is_better)

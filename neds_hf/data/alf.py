@@ -613,9 +613,11 @@ def _read_continuous(
 
 
 def _wheel(datasets: _SessionDatasets, task: str) -> tuple[np.ndarray, np.ndarray]:
-    """Times in seconds and wheel speed in rad/s."""
+    """Times in seconds and wheel speed in rad/s; from the folder of the trials, else that of the session."""
+    folder = task if f"{task}/_ibl_wheel.position.npy" in datasets else "alf"
     return wheel_speed(
-        datasets.load(f"{task}/_ibl_wheel.timestamps.npy"), datasets.load(f"{task}/_ibl_wheel.position.npy")
+        datasets.load(f"{folder}/_ibl_wheel.timestamps.npy"),
+        datasets.load(f"{folder}/_ibl_wheel.position.npy"),
     )
 
 

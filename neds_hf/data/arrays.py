@@ -1,8 +1,8 @@
 """Trial arrays of any rig (one ``.npz`` a session) as recordings.
 
 A file holds `meta`, a JSON string with `session`, `bin_size_s`, `align_event`, `window_s` and, where known,
-`subject`, `lab`, `date`, `source`; `spike_counts` (trials, bins, units); and any of `unit_region` (units,),
-`trial_index` (trials,), `reaction_time_s` (trials,) and behaviours, (trials, bins) or (trials,).
+`subject`, `lab`, `date`, `source`; `spike_counts` (trials, bins, units); and any of `unit_uuid`, `unit_region`
+(units,), `trial_index` (trials,), `reaction_time_s` (trials,) and behaviours, (trials, bins) or (trials,).
 """
 
 import hashlib
@@ -276,6 +276,10 @@ def _trial_index(path: Path, arrays: np.lib.npyio.NpzFile, trials: int) -> np.nd
 def _units(path: Path, arrays: np.lib.npyio.NpzFile, session: str, num_units: int) -> pd.DataFrame:
     """Units with their region in the three mappings; an acronym that is not Allen's is kept in all three."""
     units = pd.DataFrame({"uuid": [f"{session}/{index}" for index in range(num_units)]})
+    if "unit_uuid" in arrays:
+        units["uuid"] = _array(path, arrays, "unit_uuid", (num_units,)).astype(str)
+        if (twice := units["uuid"].duplicated()).any():
+            raise NEDSError(f"{path}: unit_uuid holds {units['uuid'][twice].iloc[0]!r} more than once")
     if "unit_region" not in arrays:
         return units
     units["allen"] = _array(path, arrays, "unit_region", (num_units,)).astype(str)
@@ -302,7 +306,7 @@ def _behavior_kinds(path: Path, arrays: np.lib.npyio.NpzFile, named: Iterable[st
     for name in named:
         if name in kinds:
             continue
-        if name in (*TRIAL_COLUMNS, "meta", "unit_region"):
+        if name in (*TRIAL_COLUMNS, "meta", "unit_uuid", "unit_region"):
             raise NEDSError(f"{path}: {name} is not a behaviour")
         from neds_hf.models.configuration_neds import UNUSABLE_NAME, usable_name  # seconds: torch
 

@@ -94,11 +94,13 @@ def convert(
         How many sessions were `converted`, `unchanged` and `dropped`.
 
     Raises:
-        NEDSError: Two sources have one session id, a held-out session is unknown, `out` cannot be written to or
-            holds a conversion with other options or behaviours or foreign Parquet files, no session could be
-            converted, or a process was killed.
+        NEDSError: `datasets` would take the path of `out` for a pattern, two sources have one session id, a
+            held-out session is unknown, `out` cannot be written to or holds a conversion with other options or
+            behaviours, foreign Parquet files, a model or a README.md, no session could be converted, or a process
+            was killed.
     """
     out = Path(out)
+    check_path(out)
     _check_session_ids([source.session for source in sources])
     with _only_writer(out):
         conversion = _conversion(options, behaviors)
@@ -139,6 +141,18 @@ def convert(
             raise NEDSError(f"none of {len(sources)} sessions could be converted:\n  {reasons}{more}")
         write_card(out)
         return counts
+
+
+def check_path(folder: Path) -> None:
+    """Make sure that `datasets` finds the files of this folder, and no others.
+
+    Raises:
+        NEDSError: It would take the path for a pattern.
+    """
+    if re.search(r"[*?[]|::", str(folder.absolute())):
+        raise NEDSError(
+            f"{folder.absolute()}: datasets cannot load a folder whose path has *, ?, [ or :: in it; take another"
+        )
 
 
 @contextmanager
@@ -249,7 +263,7 @@ def held_out_sessions(out: Path) -> list[str]:
     listed, card = Path(out) / "held_out.json", Path(out) / "README.md"
     if listed.exists():
         return _read_json(listed)
-    if not card.exists():
+    if not (card.exists() and (Path(out) / "sessions").exists()):
         return []
     # A folder of before there was the list.
     configs = {config["config_name"]: config for config in DatasetCard.load(card).data.configs or ()}
@@ -343,8 +357,10 @@ def _remove_uncommitted(out: Path, committed: Iterable[str]) -> None:
     folders = (*(f"trials/{split}" for split in SPLITS), "units", "sessions")
     names = ("*.parquet", ".*.parquet.*.tmp")
     files = [file for folder in folders for name in names for file in out.glob(f"{folder}/{name}")]
-    if files and not committed and not (out / "held_out.json").exists():
-        raise NEDSError(f"{files[0]} is no file of `neds build`: convert into another folder")
+    # README.md and config.json are a model's.
+    foreign = [*files, *(file for name in ("README.md", "config.json") if (file := out / name).exists())]
+    if foreign and not committed and not (out / "held_out.json").exists():
+        raise NEDSError(f"{foreign[0]} is no file of `neds build`: convert into another folder")
     for file in files:
         if file.stem not in committed:
             file.unlink()

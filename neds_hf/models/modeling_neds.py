@@ -385,9 +385,11 @@ class NEDSModel(Checkpoint, PreTrainedModel):
                 every unit's mean rate. `NEDSProcessor.mean_counts` has them.
 
         Raises:
-            ValueError: A session that the model already has, no units, or means that do not fit; the model is
-                then as before.
+            ValueError: A session that the model already has, no units, means that do not fit, or rows held by an
+                adapter; the model is then as before.
         """
+        if not isinstance(self.unit_readout, Table):  # wrapped, by peft
+            raise ValueError("an adapter holds the model's rows: merge it (merge_and_unload) to add sessions")
         biases = {}
         for session, num_units in sessions.items():
             if session in self.config.session_ids:

@@ -163,7 +163,7 @@ class NEDSProcessor(Checkpoint, ProcessorMixin):
             {
                 "session": session,
                 "units": [str(unit) for unit in units],
-                "mean_counts": spike_counts.mean((0, 1), dtype=np.float64).round(6).tolist(),
+                "mean_counts": spike_counts.mean((0, 1), dtype=np.float64).round(9).tolist(),
                 "scaling": scaling,
             }
         )

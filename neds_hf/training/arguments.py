@@ -154,6 +154,11 @@ class NEDSTrainingArguments(TrainingArguments):
         if self.lr_scheduler_type in ("reduce_lr_on_plateau", "greedy"):
             mode = {"mode": "max" if self.greater_is_better else "min"}
             self.lr_scheduler_kwargs = mode | (self.lr_scheduler_kwargs or {})
+        if self.optim_args and self.optim in ("adamw_torch", "adamw_torch_fused"):
+            raise ValueError(
+                f"--optim_args: {self.optim.value} takes none; its settings are --adam_beta1, --adam_beta2 and "
+                "--adam_epsilon"
+            )
         if self.fsdp and self.world_size == 1:
             raise ValueError(
                 "--fsdp divides a model among several processes, as torchrun starts; this is one"

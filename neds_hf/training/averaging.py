@@ -1,6 +1,5 @@
 """Fine-tunings that differ in the seed alone, as one model."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,7 +7,7 @@ import torch
 
 from neds_hf.errors import NEDSError
 from neds_hf.models.modeling_neds import NEDSModel
-from neds_hf.training.runs import RUN_FILE, differing_settings
+from neds_hf.training.runs import RUN_FILE, differing_settings, read_json
 
 # The model that they start from goes by its weights, not by its path.
 MAY_DIFFER = ("seed", "data_seed", "model")
@@ -26,7 +25,7 @@ def common_configuration(folders: Sequence[str]) -> dict:
     configurations = []
     for folder in folders:
         path = Path(folder, RUN_FILE)
-        run = json.loads(path.read_text()) if path.exists() else {}
+        run = read_json(path) if path.exists() else {}
         configuration = run.get("configuration", {})
         if configuration.get("command") != "finetune" or "finished" not in run:
             raise NEDSError(f"{folder} is no finished run of `neds finetune`, and only those are averaged")

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from neds_hf.models.modeling_neds import NEDSModel
 from neds_hf.models.processing_neds import NEDSProcessor
 from neds_hf.training.arguments import NEDSTrainingArguments
 from neds_hf.training.inference import score, sums_of
-from neds_hf.training.runs import finish_run, hub_id, last_checkpoint, note, start_run, write_json
+from neds_hf.training.runs import alone, finish_run, hub_id, last_checkpoint, note, start_run, write_json
 from neds_hf.training.sessions import Recordings, mean_table
 from neds_hf.training.strategies import GradualUnfreezing
 from neds_hf.training.trainer import NEDSTrainer, global_batch_size
@@ -100,10 +101,10 @@ def fit(
         Session to its test metrics; empty without a test split.
 
     Raises:
-        NEDSError: The folder holds this very run, finished, or a run of another configuration; there is no such
-            attention; there are no validation trials for `args.eval_strategy`; the tokenizer takes no mixed
-            trials; or, with `args.push_to_hub`, there is no repository for it. `neds_hf.hub.push.push_run` then
-            fills it.
+        NEDSError: The folder holds this very run, finished, or a run of another configuration, or another process
+            trains in it; there is no such attention; there are no validation trials for `args.eval_strategy`; the
+            tokenizer takes no mixed trials; or, with `args.push_to_hub`, there is no repository for it.
+            `neds_hf.hub.push.push_run` then fills it.
     """
     folder = Path(args.output_dir)
     if args.push_to_hub and args.hub_strategy != "end":
@@ -124,25 +125,26 @@ def fit(
     logging.disable_progress_bar()  # of weights being read and written: a few milliseconds
     # It warns that it orders checkpoints by number, not by time.
     logging.get_logger("transformers.trainer_utils").setLevel(logging.ERROR)
-    with args.main_process_first(desc="run file"):
-        if start_run(folder, configuration):
-            raise NEDSError(f"{folder} holds this very run, finished; choose another folder to repeat it")
-        checkpoint = args.resume_from_checkpoint or last_checkpoint(folder)
-    if configuration.get("strategy") == "gradual":
-        callbacks = [GradualUnfreezing(), *callbacks]
-    trainer = NEDSTrainer(model, args, processor, recordings, callbacks=list(callbacks))
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    trainer.save_model(_internal_call=True)  # or it would push
-    trainer.save_state()
-    scores = {}
-    with trainer.whole_model():
-        if args.should_save and "test" in recordings.splits:
-            scores = score_split(model, processor, recordings, "test", args.per_device_eval_batch_size)
-    if args.should_save:
-        write_results(folder, recordings, configuration, scores, trainer.state.best_metric)
-        for rest in folder.glob("checkpoint-*"):
-            shutil.rmtree(rest)
-    return scores
+    with alone(folder) if args.should_save else nullcontext():
+        with args.main_process_first(desc="run file"):
+            if start_run(folder, configuration):
+                raise NEDSError(f"{folder} holds this very run, finished; choose another folder to repeat it")
+            checkpoint = args.resume_from_checkpoint or last_checkpoint(folder)
+        if configuration.get("strategy") == "gradual":
+            callbacks = [GradualUnfreezing(), *callbacks]
+        trainer = NEDSTrainer(model, args, processor, recordings, callbacks=list(callbacks))
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        trainer.save_model(_internal_call=True)  # or it would push
+        trainer.save_state()
+        scores = {}
+        with trainer.whole_model():
+            if args.should_save and "test" in recordings.splits:
+                scores = score_split(model, processor, recordings, "test", args.per_device_eval_batch_size)
+        if args.should_save:
+            write_results(folder, recordings, configuration, scores, trainer.state.best_metric)
+            for rest in folder.glob("checkpoint-*"):
+                shutil.rmtree(rest)
+        return scores
 
 
 def write_results(

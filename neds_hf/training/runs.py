@@ -10,12 +10,13 @@ import reprlib
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
 
 from neds_hf.errors import NEDSError
 
@@ -72,6 +73,21 @@ def write_json(path: Path, content: dict) -> None:
         unfinished.write_text(json.dumps(_finite_or_none(content), indent=2, allow_nan=False) + "\n")
 
 
+def read_json(file: Path) -> dict:
+    """What such a file holds.
+
+    Raises:
+        NEDSError: It cannot be read, is damaged, or holds another kind of JSON.
+    """
+    try:
+        content = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise NEDSError(f"{file} cannot be read as JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise NEDSError(f"{file} holds no JSON object")
+    return content
+
+
 def write_arrays(path: Path, /, **arrays: np.ndarray) -> None:
     """Write an `.npz` file that is either there and whole, or not there."""
     with written_whole(path) as unfinished, open(unfinished, "wb") as file:
@@ -107,6 +123,20 @@ def fingerprint_of(model: torch.nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
+def alone(folder: Path) -> AbstractContextManager:
+    """Keep other processes from training or searching in the same folder, which is made.
+
+    Raises:
+        NEDSError: One does, or the folder cannot be made.
+    """
+    check_output(folder / RUN_FILE)
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        return FileLock(folder / ".lock", blocking=False).acquire()
+    except Timeout:
+        raise NEDSError(f"another process trains in {folder}") from None
+
+
 def start_run(folder: Path, configuration: dict) -> bool:
     """Note the configuration of a run; return True where the folder holds the same run already, finished.
 
@@ -120,7 +150,7 @@ def start_run(folder: Path, configuration: dict) -> bool:
     check_output(path)
     configuration = json.loads(json.dumps(configuration, default=str))
     if path.exists():
-        previous = json.loads(path.read_text())
+        previous = read_json(path)
         before = previous["configuration"]
         if before == configuration:
             return "finished" in previous
@@ -151,7 +181,7 @@ def differing_settings(
 def note(folder: Path, **what) -> None:
     """Add to the file of a run."""
     path = folder / RUN_FILE
-    write_json(path, {**json.loads(path.read_text()), **what})
+    write_json(path, {**read_json(path), **what})
 
 
 def finish_run(folder: Path, results: dict) -> None:
@@ -178,7 +208,7 @@ def last_checkpoint(folder: Path) -> Path | None:
     last = max(whole, key=lambda checkpoint: int(checkpoint.name.split("-")[1]), default=None)
     if last is not None:
         file = last / "trainer_state.json"
-        state = json.loads(file.read_text())
+        state = read_json(file)
         best = state.get("best_model_checkpoint")
         if best and best != (there := str(folder / Path(best).name)):
             with written_whole(file) as unfinished:
@@ -191,7 +221,7 @@ def is_whole(checkpoint: Path) -> bool:
     if not all(any(checkpoint.glob(name)) for name in CHECKPOINT_FILES):
         return False
     try:  # the state is written last
-        json.loads((checkpoint / "trainer_state.json").read_text())
-    except json.JSONDecodeError:
+        read_json(checkpoint / "trainer_state.json")
+    except NEDSError:
         return False
     return True

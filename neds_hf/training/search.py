@@ -11,14 +11,12 @@ import json
 import math
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
 import optuna
 import pandas as pd
 import torch
-from filelock import FileLock, Timeout
 from optuna.distributions import (
     BaseDistribution,
     CategoricalDistribution,
@@ -28,10 +26,12 @@ from optuna.distributions import (
 from optuna.pruners import MedianPruner, NopPruner, SuccessiveHalvingPruner
 from optuna.samplers import RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, Trial, TrialState
+from sqlalchemy import URL
+from sqlalchemy.exc import DatabaseError
 from transformers import TrainerCallback
 
 from neds_hf.errors import NEDSError, one_line
-from neds_hf.training.runs import RUN_FILE, written_whole
+from neds_hf.training.runs import RUN_FILE, read_json, written_whole
 from neds_hf.training.trainer import Diverged
 
 # Trains a model with these settings in this folder (`fit`), or goes on with it.
@@ -95,23 +95,10 @@ def distribution_of(values: dict, number: type | None) -> BaseDistribution:
     raise ValueError(f"expected {expected}, not {values!r}")
 
 
-def alone(folder: Path) -> AbstractContextManager:
-    """Keep other processes from searching in the same folder, which is made.
-
-    Raises:
-        NEDSError: One does.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        return FileLock(folder / "search.lock", blocking=False).acquire()
-    except Timeout:
-        raise NEDSError(f"another process searches in {folder}") from None
-
-
 def forget_untrained(folder: Path) -> None:
     """Let a search begin anew where it has not trained any model, not even to a first checkpoint."""
     run, database = folder / RUN_FILE, folder / "search.db"
-    if not run.exists() or json.loads(run.read_text())["configuration"].get("command") != "search":
+    if not run.exists() or read_json(run)["configuration"].get("command") != "search":
         return
     begun = [*folder.glob("trials/*/checkpoint-*"), *folder.glob("trials/*/metrics.json")]
     if begun or (database.exists() and trained(open_study(folder))):
@@ -122,15 +109,28 @@ def forget_untrained(folder: Path) -> None:
 
 
 def open_study(folder: Path, pruner: str = "none", maximize: bool = True) -> optuna.Study:
-    """The study of a folder; begun where there is none."""
+    """The study of a folder; begun where there is none.
+
+    Raises:
+        NEDSError: Its database is damaged.
+    """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    return optuna.create_study(
-        storage=f"sqlite:///{folder / 'search.db'}",
-        study_name="search",
-        direction="maximize" if maximize else "minimize",
-        pruner=PRUNERS[pruner],
-        load_if_exists=True,
-    )
+    database = folder / "search.db"
+    try:
+        study = optuna.create_study(
+            storage=URL.create("sqlite", database=str(database)).render_as_string(),
+            study_name="search",
+            direction="maximize" if maximize else "minimize",
+            pruner=PRUNERS[pruner],
+            load_if_exists=True,
+        )
+        study.get_trials(deepcopy=False)  # reads them all
+    except DatabaseError as error:
+        raise NEDSError(
+            f"{database} cannot be read as a database ({error.orig}); without it, the search goes on from what "
+            "its models wrote"
+        ) from error
+    return study
 
 
 def unfinished(
@@ -240,7 +240,7 @@ def in_words(params: dict) -> str:
 def results_of(folder: Path) -> dict | None:
     """What a finished run wrote down; None of one that is not finished."""
     path = folder / RUN_FILE
-    return json.loads(path.read_text()).get("results") if path.exists() else None
+    return read_json(path).get("results") if path.exists() else None
 
 
 def best_of(study: optuna.Study) -> FrozenTrial:

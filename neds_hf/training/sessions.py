@@ -1,7 +1,6 @@
 """Sessions of a dataset and of a model: opening the one, and bringing the other new animals."""
 
 import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -17,13 +16,14 @@ from safetensors import SafetensorError
 from transformers.utils import find_adapter_config_file
 
 from neds_hf.data.schema import SPLITS, behaviors_of
+from neds_hf.data.storage import check_path
 from neds_hf.data.trials import SessionTrials, session_trials
 from neds_hf.errors import NEDSError, one_line
 from neds_hf.models.configuration_neds import CHECKPOINTS, IBL_MODALITIES, NEDSConfig
 from neds_hf.models.modeling_neds import NEDSModel
 from neds_hf.models.processing_neds import NEDSProcessor, check_processor
 from neds_hf.training.inference import Ensemble
-from neds_hf.training.runs import RUN_FILE, fingerprint_of
+from neds_hf.training.runs import RUN_FILE, fingerprint_of, read_json
 
 # What a model is loaded from.
 MODEL_FILES = ["*config.json", RUN_FILE, "*.safetensors", "*.safetensors.index.json"]
@@ -132,6 +132,8 @@ def open_recordings(source: str | Path, config: str = "trials") -> Recordings:
         raise NEDSError(f"{source} is no dataset folder: it has no README.md; `neds build` makes one")
     if not Path(source).exists() and source.count("/") != 1:
         raise NEDSError(f"no dataset folder {source}")
+    if Path(source).exists():
+        check_path(Path(source))
     try:
         splits = dict(datasets.load_dataset(source, config))
         units = datasets.load_dataset(source, "units", split="train").to_pandas()
@@ -186,7 +188,7 @@ def load_model(source: str, settings: dict | None = None) -> tuple[NEDSModel, NE
     """
     folder = model_folder(source)
     if adapter := find_adapter_config_file(folder):
-        base = json.loads(Path(adapter).read_text())["base_model_name_or_path"]
+        base = read_json(Path(adapter))["base_model_name_or_path"]
         return _load_adapter(folder, base, settings)
     try:
         config = NEDSConfig.from_pretrained(folder)
@@ -234,7 +236,7 @@ def _load_adapter(source: str, base: str, settings: dict | None) -> tuple[NEDSMo
         raise NEDSError(f"{source} is an adapter of {base}: {error}") from error
     run = Path(source, RUN_FILE)
     if run.exists():
-        made_from = json.loads(run.read_text())["configuration"]["model_fingerprint"]
+        made_from = read_json(run)["configuration"]["model_fingerprint"]
         if made_from != fingerprint_of(model):
             raise NEDSError(f"{source} is an adapter of {base}, whose weights are no longer the same")
     try:
