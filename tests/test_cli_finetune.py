@@ -109,8 +109,7 @@ def test_a_dropout_that_is_set_is_there_in_training(model_folder, dataset, tmp_p
     [
         ("hidden_size=8", "--set takes NAME=VALUE, not 'hidden_size=8'; the names are mask_ratio, "),
         ("mask_ratio", "--set takes NAME=VALUE, not 'mask_ratio'"),
-        ("mask_ratio=1.5", "cannot be configured so: "),
-        ("mask_ratio=1.5", "mask_ratio must be at least 0 and below 1, not 1.5"),
+        ("mask_ratio=1.5", "cannot be configured so: mask_ratio must be at least 0 and below 1, not 1.5"),
         ("hidden_dropout=much", "hidden_dropout"),
         ('loss_weights={"pupil": 1}', "names a modality that is not in"),
         ("masks_per=epoch", "masks_per is 'trial' or 'batch', not 'epoch'"),

@@ -107,7 +107,7 @@ def prepare(
             **settings,
         )
     except (ValueError, TypeError, StrictDataclassError) as error:
-        raise NEDSError(f"the model cannot be configured so: {one_line(error)}") from error
+        raise NEDSError(f"the model cannot be configured so: {one_line(error.__cause__ or error)}") from error
     model = NEDSModel(config)
     for session in processor.session_ids:
         model.set_mean_counts(session, processor.mean_counts(session))

@@ -202,7 +202,9 @@ def load_model(source: str, settings: dict | None = None) -> tuple[NEDSModel, NE
     except (OSError, ValueError, SafetensorError) as error:
         raise NEDSError(f"{source} is no model folder: {one_line(error)}") from error
     except StrictDataclassError as error:
-        raise NEDSError(f"the model {source} cannot be configured so: {one_line(error)}") from error
+        raise NEDSError(
+            f"the model {source} cannot be configured so: {one_line(error.__cause__ or error)}"
+        ) from error
     if loading["missing_keys"] or loading["mismatched_keys"]:
         raise NEDSError(f"{source} is no NEDS model: its weights are not those of its config.json")
     # What an adapter of it says that it was made from.
