@@ -150,7 +150,8 @@ class NEDSProcessor(Checkpoint, ProcessorMixin):
                 continue
             if values.min() == values.max():
                 raise ValueError(
-                    f"session {session!r}: {name} is {values.min()} in every bin of the training trials"
+                    f"session {session!r}: {name} is {values.min()} in every bin of the training trials; NaN says "
+                    "that it was not recorded"
                 )
             low, high = values.min(), values.max()
             offset, scale = {
