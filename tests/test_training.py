@@ -315,6 +315,14 @@ def test_a_checkpoint_whose_state_is_cut_off_is_removed(tmp_path):
     assert last_checkpoint(tmp_path) is None and not list(tmp_path.iterdir())
 
 
+def test_a_checkpoint_whose_state_the_system_cannot_read_is_not_removed(tmp_path):
+    for name in CHECKPOINT:
+        (tmp_path / "checkpoint-9" / name).mkdir(parents=True)
+    with pytest.raises(IsADirectoryError, match=r"trainer_state\.json"):
+        last_checkpoint(tmp_path)
+    assert (tmp_path / "checkpoint-9").exists()
+
+
 @pytest.mark.parametrize(
     "there", ["checkpoint-3/model.safetensors", "model.safetensors", "sessions/train.parquet"]
 )
