@@ -151,7 +151,7 @@ def start_run(folder: Path, configuration: dict) -> bool:
     configuration = json.loads(json.dumps(configuration, default=str))
     if path.exists():
         previous = read_json(path)
-        before = previous["configuration"]
+        before = previous.get("configuration", {})  # another program's run.json has none
         if before == configuration:
             return "finished" in previous
         begun = "finished" in previous or any(folder.glob("checkpoint-*"))

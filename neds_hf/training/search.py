@@ -98,7 +98,7 @@ def distribution_of(values: dict, number: type | None) -> BaseDistribution:
 def forget_untrained(folder: Path) -> None:
     """Let a search begin anew where it has not trained any model, not even to a first checkpoint."""
     run, database = folder / RUN_FILE, folder / "search.db"
-    if not run.exists() or read_json(run)["configuration"].get("command") != "search":
+    if not run.exists() or read_json(run).get("configuration", {}).get("command") != "search":
         return
     begun = [*folder.glob("trials/*/checkpoint-*"), *folder.glob("trials/*/metrics.json")]
     if begun or (database.exists() and trained(open_study(folder))):
