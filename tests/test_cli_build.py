@@ -274,12 +274,12 @@ def test_flags_that_do_not_fit_end_in_status_2(
 def test_what_is_no_dataset_is_not_overwritten(arrays, tmp_path, capsys, name):
     """Such as a model and its card."""
     file = tmp_path / "out" / name
-    file.parent.mkdir()
-    file.write_text("---\nlibrary_name: transformers\n---\n")
+    (file.parent / "sessions").mkdir(parents=True)
+    file.write_text("mine")
     assert run("build", [str(file.parent), "--arrays", *map(str, arrays)]) == 2
     assert f"{file} is no file of `neds build`" in capsys.readouterr().err.splitlines()[-1]
-    assert file.read_text() == "---\nlibrary_name: transformers\n---\n"
-    assert {path.name for path in file.parent.iterdir()} == {name, ".lock"}
+    assert file.read_text() == "mine"
+    assert {path.name for path in file.parent.iterdir()} == {name, ".lock", "sessions"}
 
 
 def test_when_no_session_converts_the_status_is_2_and_reasons_are_printed(arrays, tmp_path, capsys):

@@ -109,6 +109,12 @@ def test_rows_of_a_dataset_that_gives_floating_point_numbers_only():
     assert torch.equal(batch["behaviors"]["choice"], expected["behaviors"]["choice"])
 
 
+def test_a_behaviour_that_is_none_in_every_bin_is_missing_also_where_it_is_in_all_rows():
+    rows = [row | {"wheel": [None, None]} for row in make_dataset()]
+    batch = NEDSCollator(make_processor())(rows)
+    assert not batch["available"]["wheel"].any() and not batch["behaviors"]["wheel"].any()
+
+
 def test_rows_need_not_have_the_same_columns():
     rows = [dict(row) for row in make_dataset()]
     del rows[0]["wheel"]
@@ -171,7 +177,9 @@ ROW = {"session": "a", "num_units": 3, "spike_counts": [1, 2, 3, 4, 5, 6]}
             make_dataset().select_columns("spike_counts"),
             "rows without session, num_units; .*remove_unused_columns",
         ),
-        ([ROW | {"choice": "left"}], "choice is of type string, expected the index of a class"),
+        ([ROW | {"choice": "left"}], "choice is of type string, expected a whole number a trial"),
+        ([ROW | {"choice": 0.5}], "choice is of type double, expected a whole number a trial"),
+        ([ROW | {"num_units": "three"}], "num_units is of type string, expected a whole number a trial"),
         ([ROW | {"wheel": 0.5}], "wheel is of type double, expected a list of numbers"),
         ([ROW | {"spike_counts": "[1 2 3]"}], "spike_counts is of type string, expected a list of numbers"),
         (

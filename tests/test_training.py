@@ -22,6 +22,7 @@ from neds_hf.metrics import functional
 from neds_hf.training.arguments import NEDSTrainingArguments
 from neds_hf.training.fit import score_split
 from neds_hf.training.runs import alone, last_checkpoint, note, start_run, write_json
+from neds_hf.training.search import forget_untrained
 from neds_hf.training.sessions import load_model, open_recordings
 from neds_hf.training.trainer import NEDSTrainer
 
@@ -315,6 +316,14 @@ def test_a_checkpoint_whose_state_is_cut_off_is_removed(tmp_path):
     assert last_checkpoint(tmp_path) is None and not list(tmp_path.iterdir())
 
 
+def test_a_checkpoint_whose_state_the_system_cannot_read_is_not_removed(tmp_path):
+    for name in CHECKPOINT:
+        (tmp_path / "checkpoint-9" / name).mkdir(parents=True)
+    with pytest.raises(IsADirectoryError, match=r"trainer_state\.json"):
+        last_checkpoint(tmp_path)
+    assert (tmp_path / "checkpoint-9").exists()
+
+
 @pytest.mark.parametrize(
     "there", ["checkpoint-3/model.safetensors", "model.safetensors", "sessions/train.parquet"]
 )
@@ -334,6 +343,17 @@ def test_a_damaged_run_file_is_named(tmp_path, content):
         with pytest.raises(NEDSError, match=rf"^{file} (cannot be read as JSON|holds no JSON object)"):
             read()
     assert file.read_bytes() == content
+
+
+def test_a_run_file_of_another_program_is_not_overwritten(tmp_path):
+    file = tmp_path / "run.json"
+    file.write_text('{"id": 7}')
+    forget_untrained(tmp_path)
+    with pytest.raises(
+        NEDSError, match="other settings: seed None there, 0 asked for; choose another folder"
+    ):
+        start_run(tmp_path, {"seed": 0})
+    assert file.read_text() == '{"id": 7}'
 
 
 def test_a_file_is_whole_or_not_there(tmp_path):

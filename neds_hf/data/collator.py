@@ -7,7 +7,7 @@ import pyarrow as pa
 import torch
 from datasets import Dataset, Features
 
-from neds_hf.data.trials import categorical_values, continuous_values, flat_values
+from neds_hf.data.trials import continuous_values, flat_values, whole_numbers
 from neds_hf.errors import NEDSError
 from neds_hf.models.processing_neds import NEDSProcessor
 
@@ -71,7 +71,7 @@ class NEDSCollator:
                 f"rows without {', '.join(missing)}; a Trainer leaves them with remove_unused_columns=False"
             )
         counts = flat_values(rows, "spike_counts")
-        num_units = rows["num_units"].cast(pa.int64()).to_numpy()
+        num_units = whole_numbers(rows, "num_units")
         num_bins = self.processor.num_bins
         if counts.size != num_bins * num_units.sum():
             raise NEDSError(
@@ -84,9 +84,7 @@ class NEDSCollator:
             for end, units in zip(ends, num_units)
         ]
         behaviors = {
-            name: continuous_values(rows, name, num_bins)
-            if classes is None
-            else categorical_values(rows, name)
+            name: continuous_values(rows, name, num_bins) if classes is None else whole_numbers(rows, name)
             for name, classes in self.processor.behaviors.items()
             if name in rows.column_names
         }

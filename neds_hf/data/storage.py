@@ -263,7 +263,7 @@ def held_out_sessions(out: Path) -> list[str]:
     listed, card = Path(out) / "held_out.json", Path(out) / "README.md"
     if listed.exists():
         return _read_json(listed)
-    if not (card.exists() and (Path(out) / "sessions").exists()):
+    if not (card.exists() and any(card.parent.glob("sessions/*.parquet"))):
         return []
     # A folder of before there was the list.
     configs = {config["config_name"]: config for config in DatasetCard.load(card).data.configs or ()}

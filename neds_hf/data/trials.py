@@ -44,7 +44,8 @@ def flat_values(table: pa.Table, name: str) -> np.ndarray:
         NEDSError: It holds no lists of numbers.
     """
     array = one_array(table[name])
-    if not pa.types.is_primitive(getattr(array.type, "value_type", pa.null())):
+    kind = getattr(array.type, "value_type", pa.string())
+    if not pa.types.is_primitive(kind) and not pa.types.is_null(kind):
         raise NEDSError(f"{name} is of type {array.type}, expected a list of numbers a trial")
     return array.flatten().to_numpy(zero_copy_only=False)
 
@@ -67,16 +68,17 @@ def continuous_values(table: pa.Table, name: str, num_bins: int) -> np.ndarray:
     return values
 
 
-def categorical_values(table: pa.Table, name: str) -> np.ndarray:
-    """(B,) int64 class indices of the categorical behaviour `name`; null becomes -1.
+def whole_numbers(table: pa.Table, name: str) -> np.ndarray:
+    """(B,) int64 of the column `name`, such as class indices; null becomes -1.
 
     Raises:
-        NEDSError: It holds no numbers.
+        NEDSError: It holds something else than whole numbers.
     """
     array = one_array(table[name])
-    if not pa.types.is_primitive(array.type) and not pa.types.is_null(array.type):
-        raise NEDSError(f"{name} is of type {array.type}, expected the index of a class a trial")
-    return array.cast(pa.int64()).fill_null(-1).to_numpy(zero_copy_only=False)
+    try:
+        return array.cast(pa.int64()).fill_null(-1).to_numpy(zero_copy_only=False)
+    except pa.ArrowException as error:
+        raise NEDSError(f"{name} is of type {array.type}, expected a whole number a trial") from error
 
 
 def session_trials(dataset: Dataset, session: str) -> SessionTrials:
@@ -106,6 +108,6 @@ def session_trials(dataset: Dataset, session: str) -> SessionTrials:
             for name, classes in behaviors.items()
             if classes is None
         },
-        categorical={name: categorical_values(table, name) for name, c in behaviors.items() if c is not None},
+        categorical={name: whole_numbers(table, name) for name, c in behaviors.items() if c is not None},
         classes={name: classes for name, classes in behaviors.items() if classes is not None},
     )

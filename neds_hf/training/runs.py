@@ -151,7 +151,7 @@ def start_run(folder: Path, configuration: dict) -> bool:
     configuration = json.loads(json.dumps(configuration, default=str))
     if path.exists():
         previous = read_json(path)
-        before = previous["configuration"]
+        before = previous.get("configuration", {})  # another program's run.json has none
         if before == configuration:
             return "finished" in previous
         begun = "finished" in previous or any(folder.glob("checkpoint-*"))
@@ -221,7 +221,7 @@ def is_whole(checkpoint: Path) -> bool:
     if not all(any(checkpoint.glob(name)) for name in CHECKPOINT_FILES):
         return False
     try:  # the state is written last
-        read_json(checkpoint / "trainer_state.json")
-    except NEDSError:
+        json.loads((checkpoint / "trainer_state.json").read_text())
+    except ValueError:  # what the system does not let one read may be whole
         return False
     return True

@@ -98,7 +98,7 @@ def distribution_of(values: dict, number: type | None) -> BaseDistribution:
 def forget_untrained(folder: Path) -> None:
     """Let a search begin anew where it has not trained any model, not even to a first checkpoint."""
     run, database = folder / RUN_FILE, folder / "search.db"
-    if not run.exists() or read_json(run)["configuration"].get("command") != "search":
+    if not run.exists() or read_json(run).get("configuration", {}).get("command") != "search":
         return
     begun = [*folder.glob("trials/*/checkpoint-*"), *folder.glob("trials/*/metrics.json")]
     if begun or (database.exists() and trained(open_study(folder))):
@@ -112,7 +112,7 @@ def open_study(folder: Path, pruner: str = "none", maximize: bool = True) -> opt
     """The study of a folder; begun where there is none.
 
     Raises:
-        NEDSError: Its database is damaged.
+        NEDSError: Its database cannot be read.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     database = folder / "search.db"
@@ -127,8 +127,8 @@ def open_study(folder: Path, pruner: str = "none", maximize: bool = True) -> opt
         study.get_trials(deepcopy=False)  # reads them all
     except DatabaseError as error:
         raise NEDSError(
-            f"{database} cannot be read as a database ({error.orig}); without it, the search goes on from what "
-            "its models wrote"
+            f"{database} cannot be read as a database ({error.orig}); where it is damaged, a search without it "
+            "goes on from what its models wrote"
         ) from error
     return study
 
