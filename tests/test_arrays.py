@@ -158,6 +158,7 @@ def test_units_keep_the_ids_that_the_file_names(tmp_path):
         ({"unit_region": np.array(["CA1"])}, r"unit_region is \(1,\), expected \(2,\)"),
         ({"unit_uuid": np.array(["a"])}, r"unit_uuid is \(1,\), expected \(2,\)"),
         ({"unit_uuid": np.array(["a", "a"])}, "unit_uuid holds 'a' more than once"),
+        ({"unit_uuid": np.array(["a", ""])}, "unit_uuid is missing for 1 of 2 units"),
         ({"meta": "session 1"}, "meta is not JSON"),
         ({"meta": "3"}, "meta lacks session, bin_size_s, align_event, window_s; it holds int"),
         ({"meta": {k: v for k, v in META.items() if k != "window_s"}}, "meta lacks window_s"),

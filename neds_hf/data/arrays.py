@@ -277,7 +277,10 @@ def _units(path: Path, arrays: np.lib.npyio.NpzFile, session: str, num_units: in
     """Units with their region in the three mappings; an acronym that is not Allen's is kept in all three."""
     units = pd.DataFrame({"uuid": [f"{session}/{index}" for index in range(num_units)]})
     if "unit_uuid" in arrays:
-        units["uuid"] = _array(path, arrays, "unit_uuid", (num_units,)).astype(str)
+        uuids = _array(path, arrays, "unit_uuid", (num_units,))
+        if (missing := _is_missing(uuids)).any():
+            raise NEDSError(f"{path}: unit_uuid is missing for {missing.sum()} of {num_units} units")
+        units["uuid"] = uuids.astype(str)
         if (twice := units["uuid"].duplicated()).any():
             raise NEDSError(f"{path}: unit_uuid holds {units['uuid'][twice].iloc[0]!r} more than once")
     if "unit_region" not in arrays:
