@@ -229,7 +229,9 @@ def test_a_behaviour_that_never_changes_is_refused_with_its_session(tmp_path, mo
 
     model, processor = load_model(str(model_folder))
     recordings = open_recordings(write_dataset(tmp_path, ["cat"], change=change))
-    with pytest.raises(NEDSError, match=r"session 'cat': wheel_speed is 1.0 in every bin .* NaN says that it was not"):
+    with pytest.raises(
+        NEDSError, match=r"'cat': wheel_speed is 1.0 in every bin .* NaN says that it was not"
+    ):
         add_sessions(model, processor, recordings)
     assert model.config.session_ids == ["ann", "bob"]
 
