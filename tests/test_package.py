@@ -63,6 +63,13 @@ def test_importing_the_package_loads_nothing_heavy():
     assert loaded & heavy == set()
 
 
+def test_opening_a_dataset_loads_nothing_that_converts():
+    """Half a second of every command that reads: scipy's filters, and what writes a dataset's card."""
+    loaded = run("import sys, neds_hf.training.sessions; print(*sys.modules)").split()
+    assert "neds_hf.data.trials" in loaded
+    assert {"neds_hf.data.storage", "neds_hf.data.alf", "scipy.signal"}.isdisjoint(loaded)
+
+
 def test_the_core_needs_neither_one_nor_plotting():
     blocked = ("one", "iblatlas", "iblutil", "matplotlib", "jinja2", "optuna", "peft", "ray")
     core = [

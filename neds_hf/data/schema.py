@@ -4,7 +4,9 @@ Axes are always in the order trials, bins, units. Nothing here reads or writes a
 """
 
 import hashlib
+import re
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -225,3 +227,15 @@ def split_of_trials(
         return labels
     digest = hashlib.sha256(f"{session}/{seed}".encode()).digest()
     return np.random.default_rng(int.from_bytes(digest[:8], "little")).permutation(labels)
+
+
+def check_path(folder: Path) -> None:
+    """Make sure that `datasets` finds the files of this folder, and no others.
+
+    Raises:
+        NEDSError: It would take the path for a pattern.
+    """
+    if re.search(r"[*?[]|::", str(folder.absolute())):
+        raise NEDSError(
+            f"{folder.absolute()}: datasets cannot load a folder whose path has *, ?, [ or :: in it; take another"
+        )

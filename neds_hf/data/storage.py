@@ -37,6 +37,7 @@ from neds_hf.data.schema import (
     UNIT_FEATURES,
     ConversionOptions,
     Recording,
+    check_path,
     split_of_trials,
     trial_features,
 )
@@ -141,18 +142,6 @@ def convert(
             raise NEDSError(f"none of {len(sources)} sessions could be converted:\n  {reasons}{more}")
         write_card(out)
         return counts
-
-
-def check_path(folder: Path) -> None:
-    """Make sure that `datasets` finds the files of this folder, and no others.
-
-    Raises:
-        NEDSError: It would take the path for a pattern.
-    """
-    if re.search(r"[*?[]|::", str(folder.absolute())):
-        raise NEDSError(
-            f"{folder.absolute()}: datasets cannot load a folder whose path has *, ?, [ or :: in it; take another"
-        )
 
 
 @contextmanager

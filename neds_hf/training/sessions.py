@@ -15,8 +15,7 @@ from huggingface_hub.errors import HTTPError, StrictDataclassError
 from safetensors import SafetensorError
 from transformers.utils import find_adapter_config_file
 
-from neds_hf.data.schema import SPLITS, behaviors_of
-from neds_hf.data.storage import check_path
+from neds_hf.data.schema import SPLITS, behaviors_of, check_path
 from neds_hf.data.trials import SessionTrials, session_trials
 from neds_hf.errors import NEDSError, one_line
 from neds_hf.models.configuration_neds import CHECKPOINTS, IBL_MODALITIES, NEDSConfig
