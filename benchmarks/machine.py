@@ -27,12 +27,19 @@ def seconds(function: Callable[[], object], device: str = "cpu") -> float:
 
 
 def best_seconds(
-    functions: dict[str, Callable[[], object]], rounds: int, device: str = "cpu"
+    functions: dict[str, Callable[[], object]],
+    rounds: int,
+    device: str = "cpu",
+    before: Callable[[], object] = lambda: None,
 ) -> dict[str, float]:
-    """Shortest time of one call of each; they take turns, after one call each that does not count."""
+    """Shortest time of one call of each; they take turns, after one call each that does not count.
+
+    `before` is called ahead of each, and not timed.
+    """
     times = {name: [] for name in functions}
     for _ in range(rounds + 1):
         for name, function in functions.items():
+            before()
             times[name].append(seconds(function, device))
     return {name: min(of_one[1:]) for name, of_one in times.items()}
 

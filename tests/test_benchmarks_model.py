@@ -108,9 +108,11 @@ def test_the_weights_of_the_published_layout_that_the_page_names():
 def test_turns_are_taken_and_the_first_does_not_count(scripts):
     calls = []
     best = scripts["machine"].best_seconds(
-        {"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 2
+        {"a": lambda: calls.append("a"), "b": lambda: calls.append("b")},
+        rounds=2,
+        before=lambda: calls.append("before"),
     )
-    assert calls == ["a", "b"] * 3
+    assert calls == ["before", "a", "before", "b"] * 3
     assert set(best) == {"a", "b"} and min(best.values()) > 0
 
 
