@@ -216,7 +216,8 @@ def test_two_trainings_of_one_folder_exclude_each_other(dataset, tmp_path, capsy
     argv = ["pretrain", *pretrain_arguments(dataset, tmp_path), "--max_steps", "2"]
     with alone(tmp_path):
         assert main(argv) == 2
-        assert capsys.readouterr().err == f"neds pretrain: another process trains in {tmp_path}\n"
+        said = f"neds pretrain: another process trains in {tmp_path}: wait for it, or choose another folder\n"
+        assert capsys.readouterr().err == said
         assert [path.name for path in tmp_path.iterdir()] == [".lock"]
     assert main(argv) == 0
 

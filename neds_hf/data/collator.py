@@ -7,7 +7,7 @@ import pyarrow as pa
 import torch
 from datasets import Dataset, Features
 
-from neds_hf.data.trials import continuous_values, flat_values, whole_numbers
+from neds_hf.data.trials import continuous_values, flat_values, one_array, whole_numbers
 from neds_hf.errors import NEDSError
 from neds_hf.models.processing_neds import NEDSProcessor
 
@@ -70,7 +70,7 @@ class NEDSCollator:
             raise NEDSError(
                 f"rows without {', '.join(missing)}; a Trainer leaves them with remove_unused_columns=False"
             )
-        counts = flat_values(rows, "spike_counts")
+        counts = flat_values(one_array(rows["spike_counts"]), "spike_counts")
         num_units = whole_numbers(rows, "num_units")
         num_bins = self.processor.num_bins
         if counts.size != num_bins * num_units.sum():

@@ -37,13 +37,12 @@ def one_array(column: pa.ChunkedArray) -> pa.Array:
     return column.chunk(0) if column.num_chunks == 1 else pa.concat_arrays(column.chunks)
 
 
-def flat_values(table: pa.Table, name: str) -> np.ndarray:
-    """All numbers of the list column `name`, one row after the other.
+def flat_values(array: pa.Array, name: str) -> np.ndarray:
+    """All numbers of the list column `array`, one row after the other; errors call it `name`.
 
     Raises:
         NEDSError: It holds no lists of numbers.
     """
-    array = one_array(table[name])
     kind = getattr(array.type, "value_type", pa.string())
     if not pa.types.is_primitive(kind) and not pa.types.is_null(kind):
         raise NEDSError(f"{name} is of type {array.type}, expected a list of numbers a trial")
@@ -60,7 +59,7 @@ def continuous_values(table: pa.Table, name: str, num_bins: int) -> np.ndarray:
     values = np.full((len(array), num_bins), np.nan, np.float32)
     if pa.types.is_null(array.type):
         return values
-    numbers = flat_values(table, name)
+    numbers = flat_values(array, name)
     lengths = pc.list_value_length(array).drop_null().to_numpy(zero_copy_only=False)
     if (lengths != num_bins).any():
         raise NEDSError(f"{name} has {lengths[lengths != num_bins][0]} bins, expected {num_bins}")
@@ -97,7 +96,7 @@ def session_trials(dataset: Dataset, session: str) -> SessionTrials:
         raise NEDSError(f"session {session} has no trial in this split of the dataset")
     table = dataset.select(rows).with_format("arrow")[:]
     num_units = table["num_units"][0].as_py()
-    counts = flat_values(table, "spike_counts").reshape(len(table), -1, num_units)
+    counts = flat_values(one_array(table["spike_counts"]), "spike_counts").reshape(len(table), -1, num_units)
     behaviors = behaviors_of(dataset.features)
     return SessionTrials(
         session=session,

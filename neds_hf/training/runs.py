@@ -134,7 +134,9 @@ def alone(folder: Path) -> AbstractContextManager:
     try:
         return FileLock(folder / ".lock", blocking=False).acquire()
     except Timeout:
-        raise NEDSError(f"another process trains in {folder}") from None
+        raise NEDSError(
+            f"another process trains in {folder}: wait for it, or choose another folder"
+        ) from None
 
 
 def start_run(folder: Path, configuration: dict) -> bool:
