@@ -26,6 +26,7 @@ from steps import SIZES
 from synthetic import write_dataset
 from transformers import TrainerCallback
 
+from neds_hf.cli.main import leave_processes
 from neds_hf.cli.pretrain import prepare
 from neds_hf.training.arguments import NEDSTrainingArguments
 from neds_hf.training.runs import write_json
@@ -106,6 +107,7 @@ def main() -> None:
     if options.train:
         what = (options.preset, *options.sizes)
         train(options.train, options.output, *what, options.batch, options.steps)
+        leave_processes()
         return
     steps = {sizes: {"alone": [], "apart": [], "together": []} for sizes in options.sizes}
     with tempfile.TemporaryDirectory() as folder:

@@ -53,7 +53,7 @@ def main() -> None:
         train,
         batch_size=options.batch_size,
         shuffle=True,
-        drop_last=len(train) >= options.batch_size,
+        drop_last=len(train) >= options.batch_size * accelerator.num_processes,
         collate_fn=NEDSCollator(processor),
     )
 

@@ -37,6 +37,23 @@ def test_a_training_that_diverges_ends_with_one_line(dataset, tmp_path):
     assert "training diverged: the loss is no number any more" in result.stderr
 
 
-def test_fewer_trials_than_a_batch_make_one_batch(dataset, tmp_path):
-    result = run("--dataset", str(dataset), "--output", str(tmp_path), "--epochs", "1", "--batch-size", "500")
+@pytest.mark.parametrize("processes", [1, 2])
+def test_fewer_trials_than_a_batch_of_every_process_make_one_step(dataset, tmp_path, monkeypatch, processes):
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    batch = len(open_recordings(dataset).split("train")) // processes + 1
+    where = (
+        "--dataset",
+        str(dataset),
+        "--output",
+        str(tmp_path),
+        "--epochs",
+        "1",
+        "--batch-size",
+        str(batch),
+    )
+    start = ("-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone") if processes > 1 else ()
+    result = subprocess.run(
+        [sys.executable, *start, SCRIPT, *where], capture_output=True, text=True, timeout=200
+    )
     assert result.returncode == 0, result.stderr
+    assert (tmp_path / "metrics.json").exists()
