@@ -46,7 +46,7 @@ FROM_MICE = "NEDS, pretrained on simulated mice"
 MICE = ("--sessions", 12, "--trials", 400, "--units", 120, "--seed", 21)
 PRETRAINING = ("--learning_rate", "3e-3", "--num_train_epochs", 60, "--set", "stabilized_counts=true")
 FINE_TUNING = (
-    *("--learning_rate", "1e-3", "--num_train_epochs", 200, "--mixup", 0.3),
+    *("--learning_rate", "1e-3", "--num_train_epochs", 200, "--unit_weight_decay", 0.3, "--mixup", 0.3),
     *("--set", "label_smoothing=0.2"),
 )
 # Those of which the seeds' predictions are averaged, and which are compared with the best baseline.

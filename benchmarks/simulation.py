@@ -41,7 +41,10 @@ MODEL = (
 )
 PRETRAINING = ("--learning_rate", "2e-3", "--num_train_epochs", 150, *MODEL, "unit_dropout=0.2")
 FINE_TUNING = {
-    "full": ("--strategy", "full", "--learning_rate", "1e-3", "--num_train_epochs", 60),
+    "full": (
+        *("--strategy", "full", "--unit_weight_decay", 0.3),
+        *("--learning_rate", "1e-3", "--num_train_epochs", 60),
+    ),
     "session": (
         *("--strategy", "session", "--unit_weight_decay", 1),
         *("--learning_rate", "3e-3", "--num_train_epochs", 100),

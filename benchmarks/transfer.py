@@ -32,7 +32,7 @@ from neds_hf.training.sessions import open_recordings
 
 CSV = HERE / "transfer.csv"
 PRETRAINING = ("--learning_rate", "3e-3", "--num_train_epochs", 120)
-FINE_TUNING = ("--learning_rate", "1e-3", "--num_train_epochs", 60, "--unit_weight_decay", 3)
+FINE_TUNING = ("--learning_rate", "1e-3", "--num_train_epochs", 60, "--unit_weight_decay", 3)  # the defaults
 BASELINES = ("linear", "reduced_rank", "reduced_rank_multi_session", "poisson_glm")
 TRAINED = ("alone", "fine-tuned")
 AVERAGED = {f"{method}, seeds averaged": method for method in TRAINED}

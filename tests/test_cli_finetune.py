@@ -11,6 +11,7 @@ from small_dataset import OPTIONS, pretrain_arguments, write_dataset
 
 from neds_hf.cli.finetune import SETTABLE, FinetuneArguments, prepare
 from neds_hf.cli.main import main
+from neds_hf.cli.search import parser_of
 from neds_hf.models import NEDSConfig
 from neds_hf.training.arguments import NEDSTrainingArguments
 from neds_hf.training.sessions import load_model, open_recordings
@@ -34,6 +35,16 @@ def test_a_new_animal_is_added_and_scored(model_folder, tmp_path, capsys, finetu
     )
     assert encoder_is_as_before == (strategy == "session")
     assert torch.equal(before["unit_embedding.weight"], after["unit_embedding.weight"][:14])
+
+
+def test_the_defaults_are_what_the_page_of_results_found_best(dataset, model_folder, tmp_path):
+    where = ("--model", model_folder, "--dataset", dataset, "--session", "cat", "--output", tmp_path)
+    assert main(["finetune", *map(str, where), *"--max_steps 1 --use_cpu --disable_tqdm true".split()]) == 0
+    configuration = json.loads((tmp_path / "run.json").read_text())["configuration"]
+    best = {"strategy": "full", "learning_rate": 1e-3, "num_train_epochs": 60, "unit_weight_decay": 3}
+    assert {name: configuration[name] for name in best} == best
+    _, search = parser_of(["--model", "any"])
+    assert {name: search.get_default(name) for name in best} == best
 
 
 @pytest.mark.parametrize("fold", [None, 1])

@@ -13,7 +13,12 @@ from neds_hf.cli.evaluate import trained_on_others
 from neds_hf.errors import NEDSError
 from neds_hf.hub.push import is_only_here, push_run
 from neds_hf.models import NEDSModel, NEDSProcessor
-from neds_hf.training.arguments import NEDSTrainingArguments, parse_training_arguments, training_parser
+from neds_hf.training.arguments import (
+    FinetuningArguments,
+    NEDSTrainingArguments,
+    parse_training_arguments,
+    training_parser,
+)
 from neds_hf.training.fit import check_metric, configuration_of, fit
 from neds_hf.training.runs import fingerprint_of
 from neds_hf.training.sessions import Recordings, add_sessions, load_model, open_recordings
@@ -62,7 +67,7 @@ class FinetuneArguments:
 
 def main(argv: list[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
-    parser = training_parser(FinetuneArguments, "finetune", __doc__)
+    parser = training_parser(FinetuneArguments, "finetune", __doc__, FinetuningArguments)
     use_config(parser, "finetune", argv, SETTABLE)
     arguments, args = parse_training_arguments(parser, argv)
     print_scores(train(arguments, args))

@@ -19,7 +19,12 @@ from neds_hf.cli.console import print_scores
 from neds_hf.errors import NEDSError, one_line
 from neds_hf.hub.push import push_run
 from neds_hf.models import NEDSConfig
-from neds_hf.training.arguments import parse_training_arguments, training_parser
+from neds_hf.training.arguments import (
+    FinetuningArguments,
+    NEDSTrainingArguments,
+    parse_training_arguments,
+    training_parser,
+)
 from neds_hf.training.fit import configuration_of
 from neds_hf.training.runs import alone, fingerprint_of, finish_run, start_run
 from neds_hf.training.sessions import load_model
@@ -184,8 +189,12 @@ def main(argv: list[str] | None = None) -> None:
 def parser_of(argv: list[str]) -> tuple[str, HfArgumentParser]:
     """The command that is searched, and the parser of the search with its options."""
     command = "pretrain" if value_in(argv, "--model") is None else "finetune"
-    kind = PretrainSearch if command == "pretrain" else FinetuneSearch
-    parser = training_parser(kind, "search", __doc__)
+    kind, how = (
+        (PretrainSearch, NEDSTrainingArguments)
+        if command == "pretrain"
+        else (FinetuneSearch, FinetuningArguments)
+    )
+    parser = training_parser(kind, "search", __doc__, how)
     use_config(parser, command, argv, COMMANDS[command].SETTABLE)
     return command, parser
 

@@ -172,11 +172,24 @@ class NEDSTrainingArguments(TrainingArguments):
             self.attn_implementation = "eager" if self.bf16 and self.device.type == "cpu" else "sdpa"
 
 
-def training_parser(kind: type, name: str, description: str) -> HfArgumentParser:
-    """Parser of `neds NAME`: the options of the dataclass `kind`, and how to train."""
-    return HfArgumentParser(
-        (kind, NEDSTrainingArguments), prog=f"neds {name}", description=description, allow_abbrev=False
+@dataclass
+class FinetuningArguments(NEDSTrainingArguments):
+    """The same for `neds finetune`: the defaults are what did best with all weights of models of recorded animals
+    (RESULTS.md, New animals)."""
+
+    learning_rate: float = field(default=1e-3, metadata={"help": "Peak learning rate of AdamW."})
+    num_train_epochs: float = field(default=60.0, metadata={"help": "Passes over the training trials."})
+    unit_weight_decay: float = field(
+        default=3.0,
+        metadata={"help": "Of units' rows, in the steps in which trials of their session are seen."},
     )
+
+
+def training_parser(
+    kind: type, name: str, description: str, how: type[NEDSTrainingArguments] = NEDSTrainingArguments
+) -> HfArgumentParser:
+    """Parser of `neds NAME`: the options of the dataclass `kind`, and how to train."""
+    return HfArgumentParser((kind, how), prog=f"neds {name}", description=description, allow_abbrev=False)
 
 
 def parse_training_arguments(
