@@ -74,7 +74,7 @@ def data_wait(
     trainer.asked_and_got = []
     trainer.train()
     asked, got = np.array(trainer.asked_and_got[1:]).T  # the first starts the workers
-    return {"step": float(np.median(np.diff(asked))), "wait": float(np.median(got - asked))}
+    return {"step": float(np.median(np.diff(asked))), "wait": float(np.median((got - asked)[:-1]))}
 
 
 def main() -> None:

@@ -17,7 +17,9 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import get_cosine_schedule_with_warmup
 
+from neds_hf.cli.main import leave_processes
 from neds_hf.data.collator import ArrowTrials, NEDSCollator
+from neds_hf.errors import NEDSError
 from neds_hf.models import NEDSConfig, NEDSModel
 from neds_hf.models.configuration_neds import PRESETS
 from neds_hf.models.modeling_neds import Table
@@ -95,7 +97,7 @@ def main() -> None:
             optimizer.zero_grad()
             bar.update()
         if not torch.isfinite(loss):
-            raise SystemExit(
+            raise NEDSError(
                 "training diverged: the loss is no number any more; a lower --learning-rate may help"
             )
         if accelerator.is_main_process:
@@ -119,4 +121,10 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    problem = None
+    try:
+        main()
+    except NEDSError as error:  # bad input, or a loss that is no number any more
+        problem = str(error)
+    leave_processes()
+    raise SystemExit(problem)

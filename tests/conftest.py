@@ -1,11 +1,14 @@
 """Offline, one thread, a cache of its own; and one small dataset and model that many tests share."""
 
 import os
+import re
 import tempfile
 
 CACHE = tempfile.TemporaryDirectory(prefix="neds_hf_tests_")
 # Before anything imports these libraries; what the tests start inherits it.
-os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": CACHE.name, "OMP_NUM_THREADS": "1"}
+for name in [name for name in os.environ if re.match("(?i)(neds_)?hf_|accelerate_|.*_proxy$", name)]:
+    del os.environ[name]  # the user's own caches, tokens and servers
+os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HOME": CACHE.name, "OMP_NUM_THREADS": "1"}
 
 import pytest  # noqa: E402
 from small_dataset import TRAINING, pretrain_arguments, write_dataset  # noqa: E402

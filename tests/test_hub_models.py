@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-import time
 
 import numpy as np
 import pytest
@@ -35,12 +34,14 @@ def auto(source, **options):
     assert config.session_ids == model.config.session_ids == processor.session_ids == ["ann"]
     return predict(model, processor)
 
+slept = []
+time.sleep = slept.append  # as between attempts
+
 def error_of(function, *arguments, **options):
-    start = time.perf_counter()
     try:
         function(*arguments, **options)
     except (OSError, ValueError) as error:
-        return [type(error).__name__, str(error), time.perf_counter() - start]
+        return [type(error).__name__, str(error), slept]
 """
 WAYS = ("neds demo", "pushed to the Hub", "neds convert")
 
@@ -152,19 +153,19 @@ def test_a_revision(loaded):
 def test_a_private_repository_needs_a_token(loaded):
     assert loaded["private"] == loaded["folder"]
     assert loaded["no token"][0] == "OSError" and "lab/secret" in loaded["no token"][1]
-    kind, message, seconds = loaded["load without token"]
+    kind, message, slept = loaded["load without token"]
     assert kind == "NEDSError" and "lab/secret is no model folder and no model on the Hub" in message
-    assert seconds < 2
+    assert slept == []
 
 
 def test_a_name_that_is_nowhere_says_the_three_ways_at_once(loaded):
-    kind, message, seconds = loaded["load what is not there"]
-    assert kind == "NEDSError" and all(way in message for way in WAYS) and seconds < 2
-    for kind, message, seconds in loaded["bare"]:
-        assert kind == "OSError" and message.startswith("there is no folder 'neds-ibl'") and seconds < 0.1
+    kind, message, slept = loaded["load what is not there"]
+    assert kind == "NEDSError" and all(way in message for way in WAYS) and slept == []
+    for kind, message, slept in loaded["bare"]:
+        assert kind == "OSError" and message.startswith("there is no folder 'neds-ibl'") and slept == []
         assert all(way in message for way in WAYS)
-    for kind, message, seconds in loaded["bare auto"]:  # transformers' own, before it knows that it is NEDS
-        assert kind == "OSError" and "neds-ibl" in message and seconds < 2
+    for kind, message, slept in loaded["bare auto"]:  # transformers' own, before it knows that it is NEDS
+        assert kind == "OSError" and "neds-ibl" in message and slept == []
 
 
 def test_without_this_package_the_code_of_the_repository_is_trusted(hub, loaded, tmp_path):
@@ -203,15 +204,12 @@ print(json.dumps([auto("lab/neds-ibl"), predict(*neds_hf.load("lab/neds-ibl"))])
 def test_load_does_not_wait_for_a_hub_that_cannot_be_reached(hub, loaded, home):
     script = """
 import neds_hf.hub.load
-error = error_of(neds_hf.load, "lab/nothing")
-start = time.perf_counter()
-model = neds_hf.load("lab/neds-ibl")
-print(json.dumps([error, predict(*model), time.perf_counter() - start]))
+print(json.dumps([error_of(neds_hf.load, "lab/nothing"), predict(*neds_hf.load("lab/neds-ibl")), slept]))
 """
     environment = hub.environment(home) | {"HF_ENDPOINT": "http://127.0.0.1:9"}
-    (kind, message, waited), predicted, seconds = result_of(environment, PREDICT + script)
-    assert kind == "NEDSError" and all(way in message for way in WAYS) and waited < 2
-    assert predicted == loaded["folder"] and seconds < 5
+    (kind, message, _), predicted, slept = result_of(environment, PREDICT + script)
+    assert kind == "NEDSError" and all(way in message for way in WAYS)
+    assert predicted == loaded["folder"] and slept == []
 
 
 # --- in the process of the tests, which is offline ---
@@ -247,7 +245,6 @@ def test_load_finds_a_folder_then_one_in_the_cache(folder, tmp_path, monkeypatch
 )
 def test_a_run_that_could_not_be_pushed_does_not_start(dataset, tmp_path, capsys, more, reason):
     argv = [*pretrain_arguments(dataset, tmp_path), "--push_to_hub", "--hub_model_id", "lab/x", *more]
-    start = time.perf_counter()
     assert main(["pretrain", *argv]) == 2
-    assert time.perf_counter() - start < 10
     assert re.search(reason, capsys.readouterr().err)
+    assert not (tmp_path / "model.safetensors").exists() and not list(tmp_path.glob("checkpoint-*"))

@@ -30,11 +30,18 @@ def test_the_plain_loop_writes_a_model_with_its_test_metrics(dataset, tmp_path):
     assert written["mean"]["mean"] == pytest.approx(mean_table(scores)["mean"], abs=1e-6)
 
 
-def test_a_training_that_diverges_ends_with_one_line(dataset, tmp_path):
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ("--learning-rate 1e20", "training diverged: the loss is no number any more"),
+        ("--dataset nowhere", "no dataset folder nowhere"),
+    ],
+)
+def test_a_training_that_cannot_be_ends_with_one_line(dataset, tmp_path, options, message):
     where = ("--dataset", str(dataset), "--output", str(tmp_path / "out"))
-    result = run(*where, "--epochs", "5", "--learning-rate", "1e20")
+    result = run(*where, "--epochs", "5", *options.split())
     assert result.returncode == 1 and "Traceback" not in result.stderr
-    assert "training diverged: the loss is no number any more" in result.stderr
+    assert message in result.stderr
 
 
 @pytest.mark.parametrize("processes", [1, 2])

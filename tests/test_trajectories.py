@@ -16,7 +16,7 @@ from small_dataset import pretrain_arguments
 
 from neds_hf.cli.main import leave_processes, main
 from neds_hf.models import NEDSModel
-from neds_hf.training.runs import last_checkpoint
+from neds_hf.training.runs import alone, last_checkpoint
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 # 89 training trials: 11 steps of 8 and one trial left over; 13 validation trials: one process has one more.
@@ -63,10 +63,10 @@ def torchrun(monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
 
-    def start(*argv: str, program: Path = EXAMPLES / "pretrain.py") -> subprocess.Popen:
+    def start(*argv: str, program: Path = EXAMPLES / "pretrain.py", options=()) -> subprocess.Popen:
         command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
         return subprocess.Popen(
-            [*command, str(program), *argv, "--per_device_train_batch_size", "4"], **pipes
+            [*command, *options, str(program), *argv, "--per_device_train_batch_size", "4"], **pipes
         )
 
     return start
@@ -131,9 +131,20 @@ def test_no_thread_of_the_group_is_left_when_python_ends(tmp_path):
     model.trainer = {"model": model}  # a cycle, as of models and their Trainer
     del model
     assert threads()
-    leave_processes()
+    assert main(["push", str(tmp_path), "lab/x"]) == 2  # however a command ends
     assert not threads() and not torch.distributed.is_initialized()
     leave_processes()  # and without a group nothing happens
+
+
+def test_what_one_process_refuses_is_no_traceback_of_the_other(dataset, torchrun, tmp_path):
+    with alone(tmp_path):  # which only the first process finds, while the other waits for it
+        process = torchrun(*pretrain_arguments(dataset, tmp_path), options=("--monitor-interval", "3"))
+        output, errors = process.communicate(timeout=200)
+    assert process.returncode == 1 and output == ""
+    said = [line for line in errors.splitlines() if line.startswith("neds pretrain: ")]
+    assert said[0].startswith(f"neds pretrain: another process trains in {tmp_path}: wait for it")
+    assert said[1:] in (["neds pretrain: another of the processes that train together has ended"], [])
+    assert "[rank1]: Traceback" not in errors and "terminate called" not in errors
 
 
 @pytest.mark.parametrize(

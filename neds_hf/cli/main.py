@@ -27,6 +27,8 @@ COMMANDS = {
 
 # How torch and safetensors say that the system did not let them write; neither raises OSError.
 UNWRITTEN = re.compile(r"inline_container\.cc|PytorchStreamWriter|\(os error \d+\)")
+# How Gloo says that another process of the group has ended.
+LEFT_ALONE = re.compile(r"gloo/transport/.*Connection")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -50,6 +52,7 @@ def run(name: str, argv: list[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="replace")  # where it has no ², better R? than no table
     try:
         importlib.import_module(f"neds_hf.cli.{name}").main(argv)
+        return 0
     except NEDSError as error:
         print(f"neds {name}: {error}", file=sys.stderr)
         return 2
@@ -59,6 +62,9 @@ def run(name: str, argv: list[str] | None = None) -> int:
         print(f"neds {name}: {error}", file=sys.stderr)
         return 2
     except Exception as error:
+        if LEFT_ALONE.search(str(error)):
+            print(f"neds {name}: another of the processes that train together has ended", file=sys.stderr)
+            return 1
         if not UNWRITTEN.search(str(error)):
             raise
         reason = one_line(error)
@@ -67,8 +73,8 @@ def run(name: str, argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"neds {name}: stopped; run it again to resume", file=sys.stderr)
         return 130
-    leave_processes()
-    return 0
+    finally:
+        leave_processes()
 
 
 def leave_processes() -> None:

@@ -108,8 +108,7 @@ class Hub:
     def environment(self, home, token: str = "") -> dict[str, str]:
         """Environment of a process that uses this Hub alone, with its caches in the folder `home`."""
         here = {"HF_ENDPOINT": self.url, "HF_HOME": str(home), "HF_HUB_OFFLINE": "0", "HF_TOKEN": token}
-        inherited = {name: value for name, value in os.environ.items() if name != "HF_DATASETS_CACHE"}
-        return inherited | here | {"HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+        return os.environ | here | {"HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 
     def commits(self, kind: str, name: str, branch: str = "main") -> list[Commit]:
         """Commits of a branch, without the empty one that every repository starts with."""
