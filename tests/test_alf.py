@@ -128,8 +128,8 @@ def test_separate_trial_arrays_are_read_like_the_table(tmp_path):
     assert recording.categorical["block"].tolist() == [1, 0, 2] * 4
 
 
-@pytest.mark.parametrize("moved", [["trials", "wheel"], ["trials"]])
-def test_trials_of_newer_sessions_are_in_a_task_folder_and_the_wheel_is_there_or_beside_it(tmp_path, moved):
+@pytest.mark.parametrize("moved", [["trials", "wheel"], ["trials"], ["wheel"]])
+def test_trials_and_wheel_of_newer_sessions_are_in_a_task_folder_both_or_one(tmp_path, moved):
     folder = write_session(tmp_path)
     (folder / "task_00").mkdir()
     for name in moved:
@@ -138,6 +138,21 @@ def test_trials_of_newer_sessions_are_in_a_task_folder_and_the_wheel_is_there_or
     recording = read_only_session(tmp_path)
     assert recording.spike_counts.shape == (12, 100, 3)
     assert "wheel_speed" in recording.continuous
+
+
+def test_of_several_tasks_the_first_is_read_and_a_note_names_the_others(tmp_path):
+    folder = write_session(tmp_path)
+    for task, num_trials in (("task_00", 12), ("task_01", 5)):
+        write_trials(folder / task, trials_table(num_trials))
+    (folder / "_ibl_trials.table.pqt").unlink()
+    for file in folder.glob("_ibl_wheel*"):
+        file.rename(folder / "task_01" / file.name)
+    recording = read_only_session(tmp_path)
+    assert recording.spike_counts.shape == (12, 100, 3)
+    assert "wheel_speed" in recording.continuous  # of the other task, by the same clock
+    assert recording.provenance["notes"] == [
+        "trials of alf/task_01 are left out: those of alf/task_00 are read"
+    ]
 
 
 def test_trials_are_dropped_for_the_first_reason_that_applies(tmp_path):

@@ -200,11 +200,24 @@ def test_a_behavior_that_is_not_there_or_no_behavior_is_refused(tmp_path):
     with pytest.raises(NEDSError, match="no array 'pupil' in"):
         array_sources([path], OPTIONS, ["pupil"])
     with pytest.raises(NEDSError, match="trial_index is not a behaviour"):
-        read_arrays(path, OPTIONS, ["trial_index"])
-    with pytest.raises(NEDSError, match=r"a behaviour cannot be named 'paw\.x': with a dot, a round"):
-        read_arrays(write(tmp_path / "b.npz", **{"paw.x": np.zeros((3, 2))}), OPTIONS, ["paw.x"])
+        array_sources([path], OPTIONS, ["trial_index"])
     with pytest.raises(NEDSError, match=r"video is \(3, 2, 2, 2\), expected"):
         read_arrays(path, OPTIONS, ["video"])
+
+
+@pytest.mark.parametrize(
+    "name, reason",
+    [
+        ("paw.x", "with a dot, a round"),
+        ("paw/x", "with a slash"),  # <session>/<metric> in the log of a training
+        ("times_s", "with a slash, .* or as spikes, times_s"),
+        ("choice_classes", "with a slash, with _classes at its end"),
+    ],
+)
+def test_a_name_that_stands_for_something_else_later_on_is_refused_at_once(tmp_path, name, reason):
+    path = write(tmp_path / "a.npz", **{name: np.zeros((3, 2))})
+    with pytest.raises(NEDSError, match=f"a behaviour cannot be named '{name}': {reason}"):
+        array_sources([path], OPTIONS, [name])
 
 
 def test_a_value_without_a_class_is_refused(tmp_path):

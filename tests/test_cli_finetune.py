@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from small_dataset import OPTIONS, pretrain_arguments, write_dataset
+from small_dataset import BEHAVIORS, OPTIONS, pretrain_arguments, simulate, write_dataset
 
 from neds_hf.cli.finetune import SETTABLE, FinetuneArguments, prepare
 from neds_hf.cli.main import main
 from neds_hf.cli.search import parser_of
+from neds_hf.data.storage import Source, convert
 from neds_hf.models import NEDSConfig
 from neds_hf.training.arguments import NEDSTrainingArguments
 from neds_hf.training.sessions import load_model, open_recordings
@@ -45,6 +46,29 @@ def test_the_defaults_are_what_the_page_of_results_found_best(dataset, model_fol
     assert {name: configuration[name] for name in best} == best
     _, search = parser_of(["--model", "any"])
     assert {name: search.get_default(name) for name in best} == best
+
+
+def test_an_animal_whose_dataset_orders_classes_otherwise_gives_the_same(
+    model_folder, dataset, tmp_path, finetune_arguments
+):
+    """In a dataset of its own an animal has the classes that it was seen to have, sorted."""
+
+    def read():
+        recording = simulate("cat")
+        recording.classes = {**recording.classes, "choice": ("left", "right")}
+        recording.categorical["choice"] = 1 - recording.categorical["choice"]
+        return recording
+
+    alone = tmp_path / "alone"
+    convert(alone, [Source("cat", "", read)], OPTIONS, {**BEHAVIORS, "choice": ("left", "right")})
+    scores = {}
+    for name, data in (("known", dataset), ("alone", alone)):
+        argv = ["--dataset", str(data), "--session", "cat"]
+        out, report = tmp_path / name / "model", tmp_path / name / "report.json"
+        assert main(["finetune", *finetune_arguments(model_folder, out), *argv]) == 0
+        assert main(["evaluate", "--model", str(out), *argv, "--output", str(report)]) == 0
+        scores[name] = [json.loads(file.read_text())["sessions"] for file in (out / "metrics.json", report)]
+    assert scores["known"] == scores["alone"]
 
 
 @pytest.mark.parametrize("fold", [None, 1])

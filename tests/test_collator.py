@@ -82,6 +82,23 @@ def test_a_batch_equals_the_rows_of_the_table(collate, dataset):
     }
 
 
+@pytest.mark.parametrize("form", [list, ArrowTrials])
+def test_classes_are_those_of_the_model_by_name_whatever_their_order_in_the_dataset(form):
+    """A new animal's dataset has the classes that it was seen to have, in the order of its own."""
+    processor = make_processor()
+    processor.modalities[1] = {
+        "name": "choice",
+        "kind": "categorical",
+        "classes": ["no", "left", "up", "right"],
+    }
+    dataset = make_dataset()  # right, left, missing
+    trials = form(dataset)
+    rows = trials.__getitems__([0, 1, 2]) if form is ArrowTrials else trials
+    batch = NEDSCollator(processor, dataset.features)(rows)
+    assert batch["behaviors"]["choice"].tolist() == [3, 1, 0]
+    assert batch["available"]["choice"].tolist() == [True, True, False]
+
+
 @pytest.mark.parametrize("form", ["torch", "numpy", "pandas"])
 def test_rows_in_any_format_of_datasets(form):
     formatted = make_dataset().with_format(form)

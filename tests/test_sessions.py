@@ -215,10 +215,19 @@ def test_other_units_under_a_known_session_are_refused(tmp_path, model_folder):
         check_fits(processor, recordings)
 
 
-def test_other_classes_of_a_behaviour_are_refused(dataset, model_folder):
+@pytest.mark.parametrize(
+    "modality, expected",
+    [
+        ({"kind": "categorical", "classes": ["left", "no"]}, "left, no"),
+        ({"kind": "continuous"}, "continuous"),
+    ],
+)
+def test_a_class_that_the_model_does_not_know_is_refused(dataset, model_folder, modality, expected):
     _, processor = load_model(str(model_folder))
-    next(m for m in processor.modalities if m["name"] == "choice")["classes"] = ["left", "right"]
-    with pytest.raises(NEDSError, match=r"choice is \['right', 'left'\] .* trained with \['left', 'right'\]"):
+    processor.modalities[1] = {"name": "choice", **modality}
+    with pytest.raises(
+        NEDSError, match=f"dataset: choice is right, left, the model was trained with {expected}"
+    ):
         check_fits(processor, open_recordings(dataset))
 
 

@@ -360,16 +360,13 @@ _READERS = {
 
 def _read_trials(datasets: _SessionDatasets, align_event: str) -> tuple[pd.DataFrame, str]:
     """Needed columns of the trials, a row a trial, from the table or separate arrays; and their folder."""
-    folders = sorted(
-        Path(path).parent.as_posix()
-        for path in datasets
-        if re.fullmatch(r"alf(/task_\d+)?/_ibl_trials\.(table\.pqt|choice\.npy)", path)
-    )
+    folders = _task_folders(datasets, r"_ibl_trials\.(table\.pqt|choice\.npy)")
     if not folders:
         raise NEDSError(
             f"{datasets.session}: no trials, expected alf/_ibl_trials.table.pqt or alf/_ibl_trials.choice.npy"
         )
-    task = folders[0]
+    task, *others = folders
+    datasets.notes += [f"trials of {folder} are left out: those of {task} are read" for folder in others]
     table_path = f"{task}/_ibl_trials.table.pqt"
     table = datasets.load(table_path) if table_path in datasets else {}
     trials = {}
@@ -392,6 +389,12 @@ def _read_trials(datasets: _SessionDatasets, align_event: str) -> tuple[pd.DataF
             "to trial; take a column of times, such as stimOn_times"
         )
     return pd.DataFrame(trials), task
+
+
+def _task_folders(datasets: _SessionDatasets, file: str) -> list[str]:
+    """Folders with a file of this pattern: that of the session, then those of its tasks in their order."""
+    paths = (path for path in datasets if re.fullmatch(rf"alf(/task_\d+)?/{file}", path))
+    return sorted({Path(path).parent.as_posix() for path in paths})
 
 
 def filter_trials(trials: pd.DataFrame, options: ConversionOptions) -> tuple[np.ndarray, dict[str, int]]:
@@ -613,8 +616,9 @@ def _read_continuous(
 
 
 def _wheel(datasets: _SessionDatasets, task: str) -> tuple[np.ndarray, np.ndarray]:
-    """Times in seconds and wheel speed in rad/s; from the folder of the trials, else that of the session."""
-    folder = task if f"{task}/_ibl_wheel.position.npy" in datasets else "alf"
+    """Times in seconds and wheel speed in rad/s; from the folder of the trials, else the first that has them."""
+    folders = _task_folders(datasets, r"_ibl_wheel\.position\.npy")
+    folder = task if task in folders else (folders or ["alf"])[0]
     return wheel_speed(
         datasets.load(f"{folder}/_ibl_wheel.timestamps.npy"),
         datasets.load(f"{folder}/_ibl_wheel.position.npy"),

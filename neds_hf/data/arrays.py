@@ -22,6 +22,9 @@ from neds_hf.data.storage import Behaviors, Source
 from neds_hf.errors import NEDSError
 
 META_KEYS = ("session", "bin_size_s", "align_event", "window_s")
+NO_BEHAVIORS = (*TRIAL_COLUMNS, "meta", "unit_uuid", "unit_region")
+# What stands beside behaviours: in a model, and in the files of `neds predict`.
+TAKEN_NAMES = ("spikes", "times_s", "unit_index", "log_rates")
 
 
 def read_arrays(
@@ -134,11 +137,12 @@ def array_sources(
         in any file.
 
     Raises:
-        NEDSError: The files differ in window, bin size, event or in the kind of a behaviour, or no file holds
-            a named behaviour.
+        NEDSError: The files differ in window, bin size, event or in the kind of a behaviour, no file holds a named
+            behaviour, or a behaviour cannot have that name.
     """
     paths = [Path(path) for path in paths]
     named = list(behaviors or ())
+    _check_names(named)
     metas, kinds, names = {}, {}, {}
     for path in paths:
         arrays = _open(path)
@@ -309,17 +313,26 @@ def _behavior_kinds(path: Path, arrays: np.lib.npyio.NpzFile, named: Iterable[st
     for name in named:
         if name in kinds:
             continue
-        if name in (*TRIAL_COLUMNS, "meta", "unit_uuid", "unit_region"):
-            raise NEDSError(f"{path}: {name} is not a behaviour")
-        from neds_hf.models.configuration_neds import UNUSABLE_NAME, usable_name  # seconds: torch
-
-        if not usable_name(name):
-            raise NEDSError(f"{path}: a behaviour cannot be named {name!r}: {UNUSABLE_NAME}")
         values = _load(path, arrays, name)
         if values.ndim not in (1, 2):
             raise NEDSError(f"{path}: {name} is {values.shape}, expected (trials, bins) or (trials,)")
         kinds[name] = "continuous" if values.ndim == 2 else "categorical"
     return kinds
+
+
+def _check_names(behaviors: list[str]) -> None:
+    for name in behaviors:
+        if name in NO_BEHAVIORS:
+            raise NEDSError(f"{name} is not a behaviour")
+        from neds_hf.models.configuration_neds import UNUSABLE_NAME, usable_name  # seconds: torch
+
+        if not usable_name(name):
+            raise NEDSError(f"a behaviour cannot be named {name!r}: {UNUSABLE_NAME}")
+        if "/" in name or name in TAKEN_NAMES or name.endswith("_classes"):
+            raise NEDSError(
+                f"a behaviour cannot be named {name!r}: with a slash, with _classes at its end, or as "
+                f"{', '.join(TAKEN_NAMES)} it would be taken for something else; rename it"
+            )
 
 
 def _array_name(arrays: np.lib.npyio.NpzFile, name: str) -> str:

@@ -7,6 +7,7 @@ import pyarrow as pa
 import torch
 from datasets import Dataset, Features
 
+from neds_hf.data.schema import behaviors_of
 from neds_hf.data.trials import continuous_values, flat_values, one_array, whole_numbers
 from neds_hf.errors import NEDSError
 from neds_hf.models.processing_neds import NEDSProcessor
@@ -34,6 +35,28 @@ class ArrowTrials(torch.utils.data.Dataset):
         return self.dataset[indices]
 
 
+def class_indices(processor: NEDSProcessor, features: Features) -> dict[str, np.ndarray]:
+    """Of every categorical behaviour that both have: the processor's index of each class of a dataset, then -1.
+
+    Args:
+        features: Of the dataset. Its classes may be some of the processor's, in any order.
+
+    Raises:
+        NEDSError: A class that the processor does not know, or a behaviour that is continuous for one of them.
+    """
+    indices = {}
+    for name, classes in behaviors_of(features).items():
+        if name not in processor.behaviors:
+            continue
+        known = processor.behaviors[name]
+        if (classes is None) != (known is None) or not {*(classes or ())} <= {*(known or ())}:
+            found, expected = (", ".join(names or ["continuous"]) for names in (classes, known))
+            raise NEDSError(f"{name} is {found}, the model was trained with {expected}")
+        if classes is not None:
+            indices[name] = np.array([*map(known.index, classes), -1])
+    return indices
+
+
 class NEDSCollator:
     """Collate rows of a `trials` table to the inputs of `NEDSModel`.
 
@@ -42,14 +65,17 @@ class NEDSCollator:
 
     Args:
         processor: Knows the sessions and scales the behaviours.
+        features: Of the dataset, whose classes are then matched with the processor's by name. None: they are the
+            same.
 
     Raises:
-        NEDSError: On what are no rows of a `trials` table, and on a batch that does not fit the processor:
-            session, number of units, bins, or a class that does not exist.
+        NEDSError: On classes that cannot be matched, on what are no rows of a `trials` table, and on a batch that
+            does not fit the processor: session, number of units, bins, or a class that does not exist.
     """
 
-    def __init__(self, processor: NEDSProcessor):
+    def __init__(self, processor: NEDSProcessor, features: Features | None = None):
         self.processor = processor
+        self.class_indices = class_indices(processor, features or {})
 
     def __call__(self, rows: pa.Table | list[dict]) -> dict:
         if not isinstance(rows, pa.Table):
@@ -88,6 +114,8 @@ class NEDSCollator:
             for name, classes in self.processor.behaviors.items()
             if name in rows.column_names
         }
+        for name in self.class_indices.keys() & behaviors.keys():
+            behaviors[name] = self.class_indices[name][behaviors[name]]
         try:
             return dict(self.processor(rows["session"].to_pylist(), spike_counts, behaviors))
         except ValueError as error:  # the processor also serves where there is no NEDSError

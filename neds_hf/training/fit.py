@@ -184,7 +184,9 @@ def split_loader(
 ) -> DataLoader:
     """Batches of a split, in the order of its table."""
     return DataLoader(
-        ArrowTrials(recordings.split(split)), batch_size=batch_size, collate_fn=NEDSCollator(processor)
+        ArrowTrials(recordings.split(split)),
+        batch_size=batch_size,
+        collate_fn=NEDSCollator(processor, recordings.features),
     )
 
 

@@ -15,6 +15,7 @@ from huggingface_hub.errors import HTTPError, StrictDataclassError
 from safetensors import SafetensorError
 from transformers.utils import find_adapter_config_file
 
+from neds_hf.data.collator import class_indices
 from neds_hf.data.schema import SPLITS, behaviors_of, check_path
 from neds_hf.data.trials import SessionTrials, session_trials
 from neds_hf.errors import NEDSError, one_line
@@ -294,7 +295,8 @@ def check_fits(processor: NEDSProcessor, recordings: Recordings) -> None:
     """Make sure that the recordings mean what the model was trained on.
 
     Raises:
-        NEDSError: They have other bins, other classes of a behaviour, or other units of a session.
+        NEDSError: They have other bins, a class of a behaviour that the model does not know, or other units of a
+            session.
     """
     for row in recordings.sessions.itertuples():
         found = (row.num_bins, round(row.bin_size_s, 6), round(row.window_start_s, 6), row.align_event)
@@ -309,13 +311,10 @@ def check_fits(processor: NEDSProcessor, recordings: Recordings) -> None:
                 f"session {row.session} has (bins, bin size, window start, event) {found}, "
                 f"the model was trained with {expected}"
             )
-    for name, classes in behaviors_of(recordings.features).items():
-        found, expected = classes and list(classes), processor.behaviors.get(name)
-        if name in processor.behaviors and found != expected:
-            raise NEDSError(
-                f"{name} is {found or 'continuous'} in {recordings.source}, "
-                f"the model was trained with {expected or 'continuous'}"
-            )
+    try:
+        class_indices(processor, recordings.features)
+    except NEDSError as error:
+        raise NEDSError(f"{recordings.source}: {error}") from None
     for session in recordings.session_ids:
         if session in processor.session_ids:
             found, expected = recordings.unit_ids(session), processor.session(session)["units"]

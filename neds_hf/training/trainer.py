@@ -84,7 +84,7 @@ class NEDSTrainer(Trainer):
         super().__init__(
             model,
             args,
-            data_collator=NEDSCollator(processor),
+            data_collator=NEDSCollator(processor, recordings.features),
             train_dataset=train,
             eval_dataset=validation,
             **kwargs,
