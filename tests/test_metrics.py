@@ -9,6 +9,8 @@ from neds_hf.metrics import functional
 from neds_hf.metrics.sums import SessionSums
 
 NAN = np.nan
+# What is not defined is NaN, and no warning of NumPy.
+pytestmark = pytest.mark.filterwarnings("error::RuntimeWarning")
 
 
 @pytest.fixture
@@ -91,13 +93,31 @@ def test_r2_equals_scikit_learn_without_the_missing_trials(wheel):
 
 
 @pytest.mark.parametrize("metric", [functional.r2, functional.r2_beyond_average])
-@pytest.mark.parametrize("real", [np.full((3, 4), 0.1, np.float32), np.full((3, 4), NAN), np.zeros((0, 4))])
+@pytest.mark.parametrize(
+    "real",
+    [
+        np.full((3, 4), 0.1, np.float32),
+        np.full((3, 4), NAN),
+        np.zeros((0, 4)),
+        # constant up to rounding
+        np.array([[1e6, 1e6], [1e6, np.nextafter(np.float32(1e6), 2e6)]], np.float32),
+        np.array([[0.001, 0.001], [0.001, np.nextafter(np.float32(0.001), 1)]], np.float32),
+    ],
+)
 def test_r2_of_a_constant_or_absent_variable_is_nan(metric, real):
     assert np.isnan(metric(np.ones(real.shape), real))
 
 
 def test_r2_beyond_the_average_of_one_trial_is_nan():
     assert np.isnan(functional.r2_beyond_average(np.array([[1.0, 2.0]]), np.array([[1.0, 3.0]])))
+
+
+def test_single_precision_is_summed_in_double_precision(spikes, wheel):
+    (log_rates, counts), (predicted, real) = spikes, wheel
+    for metric in (functional.bits_per_spike, functional.psth_r2):
+        np.testing.assert_array_equal(metric(log_rates, counts), metric(log_rates.astype(float), counts))
+    for metric in (functional.r2, functional.r2_beyond_average):
+        assert metric(predicted, real) == metric(predicted.astype(float), real.astype(float))
 
 
 def test_predictions_that_are_not_finite_give_nan_not_infinity():
@@ -130,7 +150,7 @@ def test_accuracies_leave_missing_trials_out_and_match_scikit_learn():
         expected = balanced_accuracy_score(real[kept], predicted[kept])
     assert functional.balanced_accuracy(predicted, real) == pytest.approx(expected)
     for metric in (functional.accuracy, functional.balanced_accuracy):
-        assert np.isnan(metric(np.array([0, 1]), np.array([-1, -1])))
+        assert np.isnan(metric([0, 1], [-1, -1]))
 
 
 @pytest.mark.parametrize(
