@@ -171,7 +171,11 @@ def test_accuracies_leave_missing_trials_out_and_match_scikit_learn():
         (lambda: functional.balanced_accuracy(np.zeros(3), np.zeros(4)), r"\(3,\).*\(4,\)"),
         (
             lambda: SessionSums(3, 4, [], {}).add_spikes(np.zeros((1, 3, 4)), np.zeros((1, 3, 5))),
-            r"\(1, 3, 4\)",
+            r"spike_counts is \(1, 3, 5\), expected \(1, 3, 4\)",
+        ),
+        (
+            lambda: SessionSums(3, 4, [], {}).add_spikes(np.zeros((2, 3, 4)), np.zeros((1, 3, 4))),
+            r"log_rates is \(2, 3, 4\), expected \(1, 3, 4\)",
         ),
         (
             lambda: SessionSums(3, 4, ["w"], {}).add_continuous("w", np.zeros((1, 3)), np.zeros((1, 4))),
@@ -238,7 +242,7 @@ def test_sums_give_the_same_metrics_as_the_plain_functions(session):
 
 def test_sums_do_not_depend_on_batches_or_on_their_order_or_process(session):
     whole = sums_of(session, slice(None))
-    batched = sums_of(session, slice(9, 12), slice(0, 1), slice(1, 9))
+    batched = sums_of(session, slice(9, 12), slice(0, 0), slice(0, 1), slice(1, 9))
     np.testing.assert_allclose(batched.vector, whole.vector, rtol=1e-12)
     first, second = sums_of(session, slice(0, 5)), sums_of(session, slice(5, 12))
     first.vector += second.vector
@@ -266,6 +270,21 @@ def test_the_mean_leaves_out_what_the_session_does_not_have_but_not_what_the_mod
     predicted, real = session["wheel"]
     sums.add_continuous("wheel", predicted + NAN, real)
     assert np.isnan(sums.metrics()["mean"])
+
+
+def test_the_mean_of_a_session_without_a_spike_is_of_its_behaviours():
+    sums = SessionSums(2, 1, ["wheel"], {})
+    sums.add_spikes(np.zeros((1, 2, 1)), np.zeros((1, 2, 1), np.uint8))
+    sums.add_continuous("wheel", np.array([[1.0, 2.0]]), np.array([[1.0, 3.0]]))
+    metrics = sums.metrics()
+    assert np.isnan(metrics["bits_per_spike"]) and metrics["mean"] == metrics["wheel_r2"] == 0.5
+
+
+def test_only_the_class_that_is_predicted_right_counts_as_right():
+    sums = SessionSums(2, 1, [], {"block": 3})
+    sums.add_categorical("block", np.array([0, 1]), np.array([0, 2]))
+    metrics = sums.metrics()
+    assert metrics["block_accuracy"] == metrics["block_balanced_accuracy"] == 1 / 2
 
 
 def test_a_constant_variable_has_no_r2_in_the_sums_either():
