@@ -52,6 +52,7 @@ def test_no_spikes_and_no_trials_give_empty_counts():
     [
         (np.full(256, 0.05), np.zeros(256, int), [0.0], "cluster 0 fires 256 times"),
         ([0.1, 0.2], [0], [0.0], r"\(2,\), their clusters \(1,\)"),
+        ([[0.1]], [[0]], [0.0], r"\(1, 1\), their clusters \(1, 1\)"),
         ([0.1], [3], [0.0], "clusters 3 to 3, expected 0 to 2"),
         ([0.1], [-1], [0.0], "clusters -1 to -1"),
         ([0.1], [0.0], [0.0], "must be integers, but are float64"),
@@ -99,10 +100,21 @@ def test_a_trial_with_a_long_pause_or_a_nan_is_missing():
     assert missing.any(axis=1).tolist() == missing.all(axis=1).tolist()
 
 
+def test_a_pause_may_be_a_tenth_of_a_second_and_is_over_with_the_next_sample():
+    assert bin_continuous([0.0, 0.1], [0.0, 2.0], [0.0], 2, 0.05).tolist() == [[1, 2]]
+    after = bin_continuous([0.0, 0.5, 0.5625], [0.0, 3.0, 5.0], [0.375, 0.4375], 2, 0.0625)
+    np.testing.assert_array_equal(after, [[np.nan, np.nan], [3, 5]])
+
+
+def test_samples_at_the_same_time_are_taken():
+    assert bin_continuous([0.0, 0.05, 0.05, 0.1], [0.0, 1.0, 1.0, 2.0], [0.0], 1, 0.1).tolist() == [[2]]
+
+
 @pytest.mark.parametrize(
     ("times", "values", "message"),
     [
         ([0.0, 1.0], [1.0], "as many of both"),
+        ([[0.0], [1.0]], [[1.0], [1.0]], "as many of both"),
         ([], [], "as many of both"),
         ([0.0, 0.2, 0.1], [1.0, 1.0, 1.0], "in order"),
         ([0.0, np.nan], [1.0, 1.0], "finite"),
@@ -120,6 +132,13 @@ def test_wheel_speed_of_a_slow_turn_is_its_analytic_speed():
     np.testing.assert_allclose(np.diff(sampled_s), 1e-3, atol=3e-6)
     np.testing.assert_allclose(speed[middle], np.abs(np.cos(sampled_s[middle])), atol=5e-3)
     assert (speed >= 0).all()
+    np.testing.assert_array_equal(sampled_s, sampled_s.astype(np.float32))  # as ibllib's
+
+
+@pytest.mark.parametrize("times", [[0.0, 0.1], [0.0, 0.05, 0.05, 0.1]])
+def test_a_tenth_of_a_second_of_the_wheel_is_enough(times):
+    sampled_s, speed = wheel_speed(np.array(times), np.zeros(len(times)))
+    assert len(sampled_s) == len(speed) == 100 and not speed.any()
 
 
 def test_wheel_speed_is_filtered_before_it_is_differentiated():
@@ -136,6 +155,7 @@ def test_wheel_speed_is_filtered_before_it_is_differentiated():
     ("times", "position", "message"),
     [
         ([0.0, 1.0], [0.0], "positions"),
+        ([[0.0], [1.0]], [[0.0], [0.0]], "positions"),
         ([0.0, 2.0, 1.0], [0.0, 0.0, 0.0], "go back"),
         ([0.0, np.nan], [0.0, 0.0], "finite"),
         ([0.0, 0.05], [0.0, 0.0], "less than 0.1 s"),

@@ -91,19 +91,23 @@ def test_what_a_scheme_hides_and_what_it_leaves_out(available, scheme, uniform, 
 
 
 @pytest.mark.parametrize(
-    "scheme, expected",
+    "scheme, part, expected",
     [
-        (0.0, "encoding"),
-        (0.24, "encoding"),
-        (0.25, "decoding"),
-        (0.49, "decoding"),
-        (0.5, "within_modality"),
-        (0.75, "cross_modal"),
-        (0.999, "cross_modal"),
+        (0.0, 0.7, "encoding"),
+        (0.24, 0.7, "encoding"),
+        (0.25, 0.7, "decoding"),
+        (0.49, 0.7, "decoding"),
+        (0.5, 0.7, "within_modality"),
+        (0.75, 0.7, "cross_modal"),
+        (0.999, 0.7, "cross_modal"),
+        # where encoding would show one behaviour alone
+        (0.25, 0.2, "decoding"),
+        (0.5, 0.2, "within_modality"),
+        (0.75, 0.2, "cross_modal"),
     ],
 )
-def test_the_first_random_number_draws_the_scheme(scheme, expected):
-    uniform = row(scheme, part=0.7, spikes="x...", choice="x", wheel="...x")
+def test_the_first_random_number_draws_the_scheme(scheme, part, expected):
+    uniform = row(scheme, part, spikes="x...", choice="x", wheel="...x")
     assert drawn(sample_masks(CONFIG, BOTH, uniform)) == drawn(sample_masks(CONFIG, BOTH, uniform, expected))
 
 
@@ -118,6 +122,18 @@ def test_encoding_in_training_shows_one_behaviour_alone(which, shown):
 def test_the_behaviour_shown_alone_is_one_that_the_trial_has(which):
     _, attended = drawn(sample_masks(CONFIG, NO_WHEEL, row(part=0.4, which=which)))
     assert attended == {"spikes": True, "choice": True, "wheel": False}
+
+
+def test_what_has_probability_zero_is_never_drawn():
+    weights = {"encoding": 0.1, "decoding": 0.5, "within_modality": 0.1}
+    zero = NEDSConfig(modalities=MODALITIES, num_bins=4, mask_ratio=0.0, single_behavior_probability=0.0)
+    some = NEDSConfig(modalities=MODALITIES, num_bins=4, scheme_weights=weights)
+    uniform = torch.zeros(1, num_uniform(zero))
+    assert drawn(sample_masks(zero, BOTH, uniform)) == drawn(sample_masks(zero, BOTH, scheme="encoding"))
+    assert not any(mask.any() for mask in sample_masks(zero, BOTH, uniform, "cross_modal")[0].values())
+    uniform[:, 0] = 1 - 2**-24  # the largest below one
+    expected = sample_masks(some, BOTH, uniform, "within_modality")
+    assert drawn(sample_masks(some, BOTH, uniform)) == drawn(expected)
 
 
 def test_tokens_of_several_bins_are_hidden_as_a_whole():

@@ -9,6 +9,8 @@ from neds_hf.metrics import functional
 from neds_hf.metrics.sums import SessionSums
 
 NAN = np.nan
+# What is not defined is NaN, and no warning of NumPy.
+pytestmark = pytest.mark.filterwarnings("error::RuntimeWarning")
 
 
 @pytest.fixture
@@ -91,13 +93,31 @@ def test_r2_equals_scikit_learn_without_the_missing_trials(wheel):
 
 
 @pytest.mark.parametrize("metric", [functional.r2, functional.r2_beyond_average])
-@pytest.mark.parametrize("real", [np.full((3, 4), 0.1, np.float32), np.full((3, 4), NAN), np.zeros((0, 4))])
+@pytest.mark.parametrize(
+    "real",
+    [
+        np.full((3, 4), 0.1, np.float32),
+        np.full((3, 4), NAN),
+        np.zeros((0, 4)),
+        # constant up to rounding
+        np.array([[1e6, 1e6], [1e6, np.nextafter(np.float32(1e6), 2e6)]], np.float32),
+        np.array([[0.001, 0.001], [0.001, np.nextafter(np.float32(0.001), 1)]], np.float32),
+    ],
+)
 def test_r2_of_a_constant_or_absent_variable_is_nan(metric, real):
     assert np.isnan(metric(np.ones(real.shape), real))
 
 
 def test_r2_beyond_the_average_of_one_trial_is_nan():
     assert np.isnan(functional.r2_beyond_average(np.array([[1.0, 2.0]]), np.array([[1.0, 3.0]])))
+
+
+def test_single_precision_is_summed_in_double_precision(spikes, wheel):
+    (log_rates, counts), (predicted, real) = spikes, wheel
+    for metric in (functional.bits_per_spike, functional.psth_r2):
+        np.testing.assert_array_equal(metric(log_rates, counts), metric(log_rates.astype(float), counts))
+    for metric in (functional.r2, functional.r2_beyond_average):
+        assert metric(predicted, real) == metric(predicted.astype(float), real.astype(float))
 
 
 def test_predictions_that_are_not_finite_give_nan_not_infinity():
@@ -130,7 +150,7 @@ def test_accuracies_leave_missing_trials_out_and_match_scikit_learn():
         expected = balanced_accuracy_score(real[kept], predicted[kept])
     assert functional.balanced_accuracy(predicted, real) == pytest.approx(expected)
     for metric in (functional.accuracy, functional.balanced_accuracy):
-        assert np.isnan(metric(np.array([0, 1]), np.array([-1, -1])))
+        assert np.isnan(metric([0, 1], [-1, -1]))
 
 
 @pytest.mark.parametrize(
@@ -151,7 +171,11 @@ def test_accuracies_leave_missing_trials_out_and_match_scikit_learn():
         (lambda: functional.balanced_accuracy(np.zeros(3), np.zeros(4)), r"\(3,\).*\(4,\)"),
         (
             lambda: SessionSums(3, 4, [], {}).add_spikes(np.zeros((1, 3, 4)), np.zeros((1, 3, 5))),
-            r"\(1, 3, 4\)",
+            r"spike_counts is \(1, 3, 5\), expected \(1, 3, 4\)",
+        ),
+        (
+            lambda: SessionSums(3, 4, [], {}).add_spikes(np.zeros((2, 3, 4)), np.zeros((1, 3, 4))),
+            r"log_rates is \(2, 3, 4\), expected \(1, 3, 4\)",
         ),
         (
             lambda: SessionSums(3, 4, ["w"], {}).add_continuous("w", np.zeros((1, 3)), np.zeros((1, 4))),
@@ -218,7 +242,7 @@ def test_sums_give_the_same_metrics_as_the_plain_functions(session):
 
 def test_sums_do_not_depend_on_batches_or_on_their_order_or_process(session):
     whole = sums_of(session, slice(None))
-    batched = sums_of(session, slice(9, 12), slice(0, 1), slice(1, 9))
+    batched = sums_of(session, slice(9, 12), slice(0, 0), slice(0, 1), slice(1, 9))
     np.testing.assert_allclose(batched.vector, whole.vector, rtol=1e-12)
     first, second = sums_of(session, slice(0, 5)), sums_of(session, slice(5, 12))
     first.vector += second.vector
@@ -246,6 +270,21 @@ def test_the_mean_leaves_out_what_the_session_does_not_have_but_not_what_the_mod
     predicted, real = session["wheel"]
     sums.add_continuous("wheel", predicted + NAN, real)
     assert np.isnan(sums.metrics()["mean"])
+
+
+def test_the_mean_of_a_session_without_a_spike_is_of_its_behaviours():
+    sums = SessionSums(2, 1, ["wheel"], {})
+    sums.add_spikes(np.zeros((1, 2, 1)), np.zeros((1, 2, 1), np.uint8))
+    sums.add_continuous("wheel", np.array([[1.0, 2.0]]), np.array([[1.0, 3.0]]))
+    metrics = sums.metrics()
+    assert np.isnan(metrics["bits_per_spike"]) and metrics["mean"] == metrics["wheel_r2"] == 0.5
+
+
+def test_only_the_class_that_is_predicted_right_counts_as_right():
+    sums = SessionSums(2, 1, [], {"block": 3})
+    sums.add_categorical("block", np.array([0, 1]), np.array([0, 2]))
+    metrics = sums.metrics()
+    assert metrics["block_accuracy"] == metrics["block_balanced_accuracy"] == 1 / 2
 
 
 def test_a_constant_variable_has_no_r2_in_the_sums_either():

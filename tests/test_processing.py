@@ -53,8 +53,9 @@ def test_a_batch_of_two_sessions():
     }
 
 
-def test_inputs_move_with_what_they_hold():
-    inputs = make_processor()("z", [COUNTS[0]], {"wheel": np.array([[2.0, 4.0]])}).to("meta")
+@pytest.mark.parametrize("where, how", [(["meta"], {}), ([], {"device": "meta"})])
+def test_inputs_move_with_what_they_hold(where, how):
+    inputs = make_processor()("z", [COUNTS[0]], {"wheel": np.array([[2.0, 4.0]])}).to(*where, **how)
     tensors = [value for value in inputs.values() if not isinstance(value, dict)]
     tensors += [*inputs["behaviors"].values(), *inputs["available"].values()]
     assert len(tensors) == 7
@@ -107,21 +108,21 @@ def test_unscale_inverts_scale():
     np.testing.assert_allclose(processor.unscale("z", "wheel", scaled), values)
 
 
-# Training trials of 0, 2, 2 and 8: mean 3, deviation 3.
+# Training trials of 2, 4, 4 and 10: mean 5, deviation 3.
 @pytest.mark.parametrize(
     "scaling, constants, scaled",
     [
-        ("z_score", [3.0, 3.0], [-1.0, -1 / 3, 5 / 3, 3.0]),
-        ("minus_one_one", [4.0, 4.0], [-1.0, -0.5, 1.0, 2.0]),
-        ("zero_one", [0.0, 8.0], [0.0, 0.25, 1.0, 1.5]),
+        ("z_score", [5.0, 3.0], [-1.0, -1 / 3, 5 / 3, 3.0]),
+        ("minus_one_one", [6.0, 4.0], [-1.0, -0.5, 1.0, 2.0]),
+        ("zero_one", [2.0, 8.0], [0.0, 0.25, 1.0, 1.5]),
     ],
 )
 def test_each_scaling_uses_the_training_trials_alone_and_is_saved(tmp_path, scaling, constants, scaled):
     processor = NEDSProcessor(MODALITIES, num_bins=2, scaling=scaling)
-    train = {"wheel": np.array([[0.0, 2.0], [8.0, 2.0], [NAN, 100.0]])}
+    train = {"wheel": np.array([[2.0, 4.0], [10.0, 4.0], [NAN, 100.0]])}
     processor.add_session("n", ["n/0"], np.zeros((3, 2, 1), np.uint8), train)
     assert processor.session("n")["scaling"] == {"wheel": pytest.approx(constants)}
-    other_trials = np.array([[0.0, 2.0], [8.0, 12.0]])  # beyond what training saw
+    other_trials = np.array([[2.0, 4.0], [10.0, 14.0]])  # beyond what training saw
     np.testing.assert_allclose(processor.scale("n", "wheel", other_trials).ravel(), scaled)
     inputs = processor("n", np.zeros((2, 2, 1), np.uint8), {"wheel": other_trials})
     np.testing.assert_allclose(inputs["behaviors"]["wheel"].numpy().ravel(), scaled, rtol=1e-6)
@@ -178,6 +179,7 @@ def test_whole_numbers_of_any_type_are_counts():
     for dtype in (np.int64, np.float32, np.uint16, bool):
         counts = np.array([[0, 1], [1, 0]], dtype)
         assert make_processor()("z", [counts])["spike_counts"].tolist() == [[[0, 1], [1, 0]]]
+        assert make_processor()("z", [counts.tolist()])["spike_counts"].tolist() == [[[0, 1], [1, 0]]]
 
 
 @pytest.mark.parametrize(

@@ -60,7 +60,7 @@ def continuous_values(table: pa.Table, name: str, num_bins: int) -> np.ndarray:
     if pa.types.is_null(array.type):
         return values
     numbers = flat_values(array, name)
-    lengths = pc.list_value_length(array).drop_null().to_numpy(zero_copy_only=False)
+    lengths = pc.list_value_length(array).drop_null().to_numpy()
     if (lengths != num_bins).any():
         raise NEDSError(f"{name} has {lengths[lengths != num_bins][0]} bins, expected {num_bins}")
     values[array.is_valid().to_numpy(zero_copy_only=False)] = numbers.reshape(-1, num_bins)
@@ -75,7 +75,7 @@ def whole_numbers(table: pa.Table, name: str) -> np.ndarray:
     """
     array = one_array(table[name])
     try:
-        return array.cast(pa.int64()).fill_null(-1).to_numpy(zero_copy_only=False)
+        return array.cast(pa.int64()).fill_null(-1).to_numpy()
     except pa.ArrowException as error:
         raise NEDSError(f"{name} is of type {array.type}, expected a whole number a trial") from error
 

@@ -100,7 +100,7 @@ def psth_r2(log_rates: np.ndarray, spike_counts: np.ndarray) -> np.ndarray:
 
 
 def psth_r2_from_means(predicted: np.ndarray, real: np.ndarray) -> np.ndarray:
-    """`psth_r2` from the averages over trials, both (T, N): (N,)."""
+    """`psth_r2` from the averages over trials, or the sums, both (T, N): (N,)."""
     total = ((real - real.mean(0)) ** 2).sum(0)
     return explained(((real - predicted) ** 2).sum(0), total, (real**2).sum(0))
 

@@ -87,7 +87,6 @@ class SessionSums:
     def add_categorical(self, name: str, predicted_class: np.ndarray, real_class: np.ndarray) -> None:
         """Add trials of a categorical behaviour, class indices, both (B,). −1 in `real_class` is left out."""
         self._require_shape(f"predicted {name}", predicted_class, (len(real_class),))
-        predicted_class, real_class = np.asarray(predicted_class), np.asarray(real_class)
         if real_class.max(initial=-1) >= self.classes[name]:
             raise ValueError(f"{name} holds class {real_class.max()}, expected {self.classes[name]} classes")
         correct = real_class[(real_class >= 0) & (predicted_class == real_class)]
@@ -118,10 +117,9 @@ class SessionSums:
         if null_rates is not None:
             bits = bits_from_sums(self._sums["log_likelihood"], num_spikes, num_bins, null_rates)
             metrics["bits_per_spike_train_null"] = _mean(bits[spiking & (np.asarray(null_rates) > 0)])
-        trials = max(self.num_trials, 1)
-        psth = self._sums["psth"] / trials
+        psth = self._sums["psth"]
         metrics["psth_r2"] = _mean(
-            psth_r2_from_means(self._sums["predicted_psth"] / trials, psth)[np.ptp(psth, axis=0) > 0]
+            psth_r2_from_means(self._sums["predicted_psth"], psth)[np.ptp(psth, axis=0) > 0]
         )
         for name in self.continuous:
             residual, size = self._sums[name, "residual"], self._sums[name, "squares"].sum()

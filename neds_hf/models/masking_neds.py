@@ -60,8 +60,8 @@ def sample_masks(
 
     if scheme is None:
         weights = torch.tensor([config.scheme_weights.get(name, 0.0) for name in SCHEMES], device=device)
-        drawn = torch.bucketize(uniform[:, 0] * weights.sum(), weights.cumsum(0), right=True)
-        drawn = drawn.clamp(max=len(SCHEMES) - 1)
+        bounds = weights.cumsum(0)
+        drawn = torch.bucketize(uniform[:, 0] * bounds[-1], bounds, right=True)
         alone = uniform[:, 1] < config.single_behavior_probability
     else:
         drawn = torch.full((batch_size,), SCHEMES.index(scheme), device=device)

@@ -33,7 +33,7 @@ def mix_trials(config: NEDSConfig, inputs: dict, partners: dict, share: torch.Te
     for name, ours in inputs["behaviors"].items():
         theirs = partners["behaviors"][name]
         if classes := config.behaviors[name]:
-            ours, theirs = (F.one_hot(values, classes).float() for values in (ours, theirs))
+            ours, theirs = (F.one_hot(values, classes) for values in (ours, theirs))
         behaviors[name] = mixed(ours, theirs)
-    counts = mixed(inputs["spike_counts"].float(), partners["spike_counts"].float())
+    counts = mixed(inputs["spike_counts"], partners["spike_counts"])
     return {**inputs, "spike_counts": counts, "behaviors": behaviors}
