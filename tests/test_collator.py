@@ -99,6 +99,13 @@ def test_classes_are_those_of_the_model_by_name_whatever_their_order_in_the_data
     assert batch["available"]["choice"].tolist() == [True, True, False]
 
 
+def test_a_class_that_the_dataset_does_not_have_is_refused():
+    dataset = make_dataset()
+    rows = [{**dataset[0], "choice": index} for index in (0, 2)]
+    with pytest.raises(NEDSError, match=r"choice has classes \[0 2\], but its dataset 2"):
+        NEDSCollator(make_processor(), dataset.features)(rows)
+
+
 @pytest.mark.parametrize("form", ["torch", "numpy", "pandas"])
 def test_rows_in_any_format_of_datasets(form):
     formatted = make_dataset().with_format(form)

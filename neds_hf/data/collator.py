@@ -115,7 +115,10 @@ class NEDSCollator:
             if name in rows.column_names
         }
         for name in self.class_indices.keys() & behaviors.keys():
-            behaviors[name] = self.class_indices[name][behaviors[name]]
+            indices, found = self.class_indices[name], behaviors[name]
+            if not (-1 <= found.min() and found.max() < len(indices) - 1):
+                raise NEDSError(f"{name} has classes {np.unique(found)}, but its dataset {len(indices) - 1}")
+            behaviors[name] = indices[found]
         try:
             return dict(self.processor(rows["session"].to_pylist(), spike_counts, behaviors))
         except ValueError as error:  # the processor also serves where there is no NEDSError
