@@ -1,15 +1,11 @@
 """`neds baselines`: every flag, what it writes, resuming, its errors and its exit status."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+from killed import killed_on_writing
 from small_dataset import SIZES, TRAINING, simulate, write_arrays
 from small_grids import use_small_grids
 
@@ -18,7 +14,6 @@ from neds_hf.cli.main import main
 from neds_hf.metrics import functional
 from neds_hf.training.sessions import load_model, open_recordings
 
-EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "baselines.py"
 NEDS_SIZES = [word for word in SIZES if not word.startswith("scheme_weights")]
 
 
@@ -237,15 +232,9 @@ def test_without_any_behaviour_the_average_trial_is_encoded_and_neds_left_out(tm
 
 def test_a_killed_run_goes_on_where_it_was(arguments, tmp_path):
     argv = arguments("--methods", "poisson_glm")
-    process = subprocess.Popen([sys.executable, EXAMPLE, *argv], stdout=subprocess.DEVNULL)
+    killed_on_writing("predictions/bob.npz.unfinished", "baselines", argv)
     folder = tmp_path / "out" / "poisson_glm"
     first = folder / "predictions" / "ann.npz"
-    deadline = time.monotonic() + 100
-    while not first.exists() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.01)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    assert process.returncode == -signal.SIGKILL  # not finished before
     assert not (folder / "metrics.json").exists()
     before = first.stat().st_mtime_ns
     assert main(["baselines", *argv]) == 0
@@ -271,7 +260,7 @@ def test_another_run_in_the_folder_is_refused(arguments, error_of):
         (["--dataset_config", "none"], "no dataset with a configuration 'none'"),
         (["--set", "mask_ratio=2", "--methods", "neds_encoding"], "the model cannot be configured so"),
         (["--set", "scheme_weights={}"], "scheme_weights"),
-        (["--output", str(EXAMPLE)], "baselines.py is no folder"),
+        (["--output", __file__], "test_cli_baselines.py is no folder"),
         (
             ["--split", "validation", "--train_splits", "train", "validation"],
             "--train_splits has the validation trials, which are to be predicted",

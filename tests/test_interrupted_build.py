@@ -24,12 +24,12 @@ def test_a_killed_build_leaves_no_process_and_goes_on_where_it_was(tmp_path):
     for number in range(SESSIONS):
         write_session(tmp_path / "one", f"mouse_{number:02d}")
     killed = build(tmp_path / "one", tmp_path / "out")
-    while len(done := list((tmp_path / "out" / "sessions").glob("[!.]*.parquet"))) < 5:
+    while not (done := list((tmp_path / "out" / "sessions").glob("[!.]*.parquet"))):
         assert killed.poll() is None
         time.sleep(0.002)
     killed.send_signal(signal.SIGKILL)
     killed.communicate(timeout=30)  # until its processes, which have the same pipes, have ended
-    assert 5 <= len(done) < SESSIONS
+    assert len(done) < SESSIONS
     before = {file: file.stat().st_mtime_ns for file in done}
 
     output, progress = build(tmp_path / "one", tmp_path / "out").communicate(timeout=100)

@@ -3,10 +3,8 @@
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 
-import psutil
 import pytest
 import torch
 from accelerate.commands.config.config_args import load_config_from_file
@@ -16,9 +14,10 @@ from small_dataset import pretrain_arguments
 
 from neds_hf.cli.main import leave_processes, main
 from neds_hf.models import NEDSModel
-from neds_hf.training.runs import alone, last_checkpoint
+from neds_hf.training.runs import alone
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+KILLED = Path(__file__).with_name("killed.py")
 # 89 training trials: 11 steps of 8 and one trial left over; 13 validation trials: one process has one more.
 OPTIONS = (
     "--num_train_epochs 2 --mixup 0.3 "
@@ -66,7 +65,7 @@ def torchrun(monkeypatch):
     def start(*argv: str, program: Path = EXAMPLES / "pretrain.py", options=()) -> subprocess.Popen:
         command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
         return subprocess.Popen(
-            [*command, *options, str(program), *argv, "--per_device_train_batch_size", "4"], **pipes
+            [*command, *options, program, *argv, "--per_device_train_batch_size", "4"], **pipes
         )
 
     return start
@@ -102,15 +101,11 @@ def test_two_processes_that_are_cut_off_go_on_as_one(
     dataset, one_process, torchrun, tmp_path, program, options
 ):
     argv = [*pretrain_arguments(dataset, tmp_path), *OPTIONS, *options.split()]
-    cut_off = torchrun(*argv, program=program)
-    half_way = tmp_path / "checkpoint-11" / "trainer_state.json"
-    while not (half_way.exists() and half_way.stat().st_size) and cut_off.poll() is None:
-        time.sleep(0.002)
-    for process in psutil.Process(cut_off.pid).children():  # at once, before they are finished
-        process.kill()
-    cut_off.communicate(timeout=60)
-    assert "finished" not in json.loads((tmp_path / "run.json").read_text())
-    assert last_checkpoint(tmp_path) is not None
+    # The first process is killed, which ends the other.
+    cut_off = torchrun("checkpoint-22/trainer_state.json", program, *argv, program=KILLED)
+    _, errors = cut_off.communicate(timeout=200)
+    assert "exitcode  : -9" in errors and "finished" not in json.loads((tmp_path / "run.json").read_text())
+    assert (tmp_path / "checkpoint-22" / "model.safetensors").exists()  # half a checkpoint
     finish(torchrun(*argv, program=program))
     assert_same_run(tmp_path, one_process)
     assert (tmp_path / "modeling_neds.py").exists()
