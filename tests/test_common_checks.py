@@ -92,6 +92,16 @@ def test_a_model_built_without_memory_gets_all_of_its_weights(style, tmp_path):
 
 
 @styles
+def test_weights_may_stay_on_the_disk_until_they_are_needed(style, tmp_path):
+    model, batch = make_model(style), make_batch(missing=MISSING)
+    model.save_pretrained(tmp_path)
+    where = {"device_map": {"": "disk"}, "offload_folder": tmp_path / "offloaded"}
+    loaded = AutoModel.from_pretrained(tmp_path, **where, attn_implementation="eager")
+    assert {weight.device.type for weight in loaded.parameters()} == {"meta"}
+    assert_same(loaded(**batch), model(**batch), **ROUNDING)
+
+
+@styles
 @pytest.mark.parametrize("how", ["dtype=", "to"])
 def test_bfloat16_is_kept_by_saving_loading_and_new_animals(style, how, tmp_path):
     model, batch = make_model(style), make_batch(missing=MISSING)

@@ -141,6 +141,15 @@ def test_batches_and_combine_give_the_same(load, spikes):
     assert combined.compute() == whole
 
 
+def test_combine_hands_on_the_null_model(load, spikes):
+    log_rates, counts = spikes
+    null = {"null_rates": np.array([0.5, 0.1, 0.7, 0.2])}
+    bits = load("bits_per_spike").compute(predictions=log_rates, references=counts, **null)
+    combined = evaluate.combine([load("bits_per_spike"), load("neural_r2")])
+    found = combined.compute(predictions=log_rates, references=counts, **null)
+    assert found.pop("psth_r2") and found == bits
+
+
 def test_what_cannot_be_scored_is_nan_and_a_wrong_prediction_is_not_hidden(load, spikes):
     log_rates, counts = spikes
     silent = load("bits_per_spike").compute(predictions=log_rates, references=np.zeros_like(counts))

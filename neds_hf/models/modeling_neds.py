@@ -130,6 +130,10 @@ class Table(nn.Embedding):
         self.std, self.mean = std, mean
         super().__init__(num_rows, width)
 
+    def forward(self, rows: torch.Tensor | None = None) -> torch.Tensor:
+        """These rows, or the table. Weights that are offloaded are there only while it is called."""
+        return self.weight if rows is None else super().forward(rows)
+
     def append(self, rows: torch.Tensor) -> None:
         """Add `rows` (n, width) at the end."""
         weight = torch.cat((self.weight, rows.to(self.weight)))
@@ -677,7 +681,7 @@ class NEDSModel(Checkpoint, PreTrainedModel):
                 features[name] = self.session_tokenizer[name](values.to(dtype), session_index)
             elif classes:
                 table = self.behavior_embedding[name]
-                value = table(values) if values.shape[1] == 1 else (values.to(dtype) @ table.weight)[:, None]
+                value = table(values) if values.shape[1] == 1 else (values.to(dtype) @ table())[:, None]
                 features[name] = value.expand(-1, tokens[name], -1)
             else:
                 values = values.to(dtype).reshape(batch_size, tokens[name], config.bins_per_token)
@@ -698,12 +702,12 @@ class NEDSModel(Checkpoint, PreTrainedModel):
         # What is missing is predicted from a mask token too, but only what is to be predicted is attended.
         is_shown = is_available & ~is_hidden
         states = torch.cat(list(features.values()), 1)
-        states = torch.where(is_shown[..., None], states, self.mask_embedding.weight[0])
+        states = torch.where(is_shown[..., None], states, self.mask_embedding()[0])
         session = self.session_embedding(session_index).view(batch_size, len(tokens), config.hidden_size)
-        kinds = (self.modality_embedding.weight + session).split(1, 1)
+        kinds = (self.modality_embedding() + session).split(1, 1)
         states = states + torch.cat([kind.expand(-1, length, -1) for kind, length in zip(kinds, lengths)], 1)
         if config.temporal_embedding:
-            times = self.temporal_embedding.weight.split(tokens["spikes"])
+            times = self.temporal_embedding().split(tokens["spikes"])
             one = times[0].new_zeros(1, config.hidden_size)  # of the whole trial
             states = states + torch.cat([time if length > 1 else one for time, length in zip(times, lengths)])
         attended = is_available | is_hidden

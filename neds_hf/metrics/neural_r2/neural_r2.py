@@ -14,6 +14,7 @@ Args:
     predictions: (trials, bins) a behaviour; or (trials, bins, units) natural logarithm of the expected spikes of
         each bin.
     references: (trials, bins) the behaviour, where a trial of NaN is left out; or (trials, bins, units) spikes.
+    null_rates: not looked at; `evaluate.combine` gives every metric what is for `bits_per_spike`.
 
 Returns:
     r2: of a behaviour, pooled over trials and bins; the average trial's shape counts as explained.
@@ -29,7 +30,7 @@ class NeuralR2(evaluate.Metric):
         features = [Features({"predictions": kind, "references": kind}) for kind in (behavior, spikes)]
         return evaluate.MetricInfo(DESCRIPTION, CITATION, features, INPUTS)
 
-    def _compute(self, predictions, references) -> dict[str, float]:
+    def _compute(self, predictions, references, null_rates=None) -> dict[str, float]:
         predictions, references = np.array(predictions), np.array(references)
         if references.ndim == 2:
             return {
