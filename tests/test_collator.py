@@ -126,13 +126,19 @@ def test_columns_that_are_not_needed_may_hold_anything(extra):
     assert torch.equal(NEDSCollator(make_processor())(rows)["spike_counts"], expected["spike_counts"])
 
 
-@pytest.mark.parametrize("form, dtype", [("torch", torch.float32), ("numpy", np.float32)])
-def test_rows_of_a_dataset_that_gives_floating_point_numbers_only(form, dtype):
-    rows = make_dataset().with_format(form, dtype=dtype)
+def test_rows_of_a_dataset_that_gives_floating_point_numbers_only():
+    rows = make_dataset().with_format("torch", dtype=torch.float32)
     batch, expected = NEDSCollator(make_processor())(list(rows)), collate_rows(make_dataset(), range(3))
     assert torch.equal(batch["spike_counts"], expected["spike_counts"])
     assert torch.equal(batch["behaviors"]["choice"], expected["behaviors"]["choice"])
-    assert torch.equal(batch["available"]["choice"], expected["available"]["choice"])
+
+
+@pytest.mark.parametrize("nothing", [None, np.nan, np.float32("nan"), torch.tensor(np.nan)])
+def test_a_class_that_is_missing_may_be_said_so_in_any_way(nothing):
+    rows = [row | {"choice": nothing if row["choice"] is None else row["choice"]} for row in make_dataset()]
+    batch = NEDSCollator(make_processor())(rows)
+    assert batch["available"]["choice"].tolist() == [True, True, False]
+    assert batch["behaviors"]["choice"].tolist() == [0, 1, 0]
 
 
 def test_a_behaviour_that_is_none_in_every_bin_is_missing_also_where_it_is_in_all_rows():

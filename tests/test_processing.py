@@ -243,10 +243,11 @@ def test_a_behaviour_that_a_session_did_not_have_in_training_is_missing():
 
 
 def test_numbers_of_numpy_and_tensors_can_be_saved(tmp_path):
-    processor = NEDSProcessor(MODALITIES, num_bins=np.int64(3), bin_size_s=np.float32(0.5))
+    window = {"num_bins": np.int64(3), "bin_size_s": np.float32(0.5), "window_start_s": np.float32(-0.5)}
+    processor = NEDSProcessor(MODALITIES, **window)
     processor.add_session("z", ["0"], torch.ones(4, 3, 1, dtype=torch.uint8), {})
-    processor.save_pretrained(tmp_path)
-    saved = NEDSProcessor.from_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path / "inner")
+    saved = NEDSProcessor.from_pretrained(tmp_path, subfolder="inner")
     assert (saved.num_bins, saved.bin_size_s, saved.mean_counts("z").tolist()) == (3, 0.5, [1.0])
 
 
