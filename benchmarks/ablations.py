@@ -35,7 +35,13 @@ CHANGES = {
         'scheme_weights={"encoding":1,"decoding":1,"within_modality":1,"cross_modal":1}',
     ),
     "input rows of their own": ("--set", "tied_units=false"),
+    "tokens of one bin": ("--set", "bins_per_token=1"),
     "tokens of five bins": ("--set", "bins_per_token=5"),
+    "twice as wide": ("--set", "hidden_size=128", "intermediate_size=256"),
+    "one layer": ("--set", "num_hidden_layers=1"),
+    "the paper's dropout beside that of units": ("--set", "hidden_dropout=0.2", "attention_dropout=0.4"),
+    "0.3 of the tokens hidden": ("--set", "mask_ratio=0.3"),
+    "constant learning rate": ("--lr_scheduler_type", "constant_with_warmup"),
     "no temporal embedding": ("--set", "temporal_embedding=false"),
     "behaviours scaled to −1…1": ("--scaling", "minus_one_one"),
 }
