@@ -11,6 +11,7 @@ from small_dataset import SIZES, TRAINING, simulate, write_arrays, write_dataset
 
 from neds_hf.cli.main import main
 from neds_hf.metrics import functional
+from neds_hf.training.fit import score_split
 from neds_hf.training.sessions import load_model, open_recordings
 
 
@@ -74,9 +75,10 @@ def test_encoding_writes_log_rates_of_every_unit(predict, dataset):
     np.testing.assert_allclose(predicted, real, rtol=0.5)  # expected counts per bin
 
 
-def test_decoding_writes_behaviours_in_the_units_of_the_data(predict, dataset):
+def test_decoding_writes_behaviours_in_the_units_of_the_data(predict, dataset, model_folder):
     arrays = predict("--dataset", dataset, "--session", "ann", "--split", "train", "--task", "decoding")
-    trials = open_recordings(dataset).trials("ann", "train")
+    recordings = open_recordings(dataset).only(["ann"])
+    trials = recordings.trials("ann", "train")
     assert set(arrays) == {"session", "trial_index", "times_s"} | {
         *("choice", "choice_classes", "block", "block_classes", "wheel_speed", "whisker_motion_energy"),
     }
@@ -84,10 +86,15 @@ def test_decoding_writes_behaviours_in_the_units_of_the_data(predict, dataset):
     np.testing.assert_allclose(arrays["choice"].sum(1), 1, rtol=1e-5)  # probabilities
     assert arrays["choice_classes"].tolist() == ["right", "left"]
     assert arrays["block_classes"].tolist() == ["0.2", "0.5", "0.8"]
-    assert functional.accuracy(arrays["choice"].argmax(1), trials.categorical["choice"]) > 0.6
+    scores = score_split(*load_model(str(model_folder)), recordings, "train")["ann"]
+    for name in ("choice", "block"):
+        accuracy = functional.accuracy(arrays[name].argmax(1), trials.categorical[name])
+        assert accuracy == pytest.approx(scores[f"{name}_accuracy"])
     whisker = arrays["whisker_motion_energy"]
     assert whisker.shape == (29, 20) and whisker.mean() == pytest.approx(6.5, abs=1)  # around 5 + 2 wheel
-    assert functional.r2(arrays["wheel_speed"], trials.continuous["wheel_speed"]) > 0.1
+    for name in ("wheel_speed", "whisker_motion_energy"):
+        r2 = functional.r2(arrays[name], trials.continuous[name])
+        assert r2 == pytest.approx(scores[f"{name}_r2"], abs=1e-5)
 
 
 def test_a_behaviour_that_the_session_never_had_is_not_predicted(predict, dataset):
