@@ -13,11 +13,15 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
+from huggingface_hub.errors import StrictDataclassError
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import get_cosine_schedule_with_warmup
 
+from neds_hf.cli.config import parse_settings
+from neds_hf.cli.pretrain import SETTABLE
 from neds_hf.data.collator import ArrowTrials, NEDSCollator
+from neds_hf.errors import NEDSError, one_line
 from neds_hf.models import NEDSConfig, NEDSModel
 from neds_hf.models.configuration_neds import PRESETS
 from neds_hf.models.modeling_neds import Table
@@ -32,6 +36,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--dataset", required=True, help="folder written by `neds build`, or a dataset id")
     parser.add_argument("--output", type=Path, required=True, help="model folder to write")
     parser.add_argument("--preset", default="tiny", choices=PRESETS, help="sizes of the model")
+    parser.add_argument(
+        "--set", nargs="+", default=[], metavar="NAME=VALUE", help="of NEDSConfig instead of the preset's"
+    )
     parser.add_argument("--epochs", type=int, default=100, help="passes over the training trials")
     parser.add_argument("--batch-size", type=int, default=16, help="trials a step and process")
     parser.add_argument("--learning-rate", type=float, default=2e-3, help="peak learning rate")
@@ -64,6 +71,7 @@ def main() -> None:
         unit_counts=[len(session["units"]) for session in processor.sessions],
         modalities=processor.modalities,
         num_bins=processor.num_bins,
+        **parse_settings(options.set, SETTABLE),
     )
     model = NEDSModel(config)
     for session in processor.session_ids:
@@ -119,4 +127,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (NEDSError, StrictDataclassError) as error:
+        raise SystemExit(one_line(error.__cause__ or error)) from error

@@ -19,15 +19,30 @@ def run(*arguments: str) -> subprocess.CompletedProcess:
 
 def test_the_plain_loop_writes_a_model_with_its_test_metrics(dataset, tmp_path):
     options = (
-        "--preset tiny --epochs 3 --batch-size 8 --learning-rate 0.004 --weight-decay 0.1 --seed 7".split()
-    )
+        "--preset tiny --epochs 3 --batch-size 8 --learning-rate 0.004 --weight-decay 0.1 --seed 7 "
+        "--set hidden_size=32 bins_per_token=5"
+    ).split()
     result = run("--dataset", str(dataset), "--output", str(tmp_path), *options)
     assert result.returncode == 0, result.stderr
     model, processor = load_model(str(tmp_path))
+    assert (model.config.hidden_size, model.config.bins_per_token) == (32, 5)
     written = json.loads((tmp_path / "metrics.json").read_text())
     scores = score_split(model, processor, open_recordings(dataset), "test")
     assert set(written["sessions"]) == set(scores) == {"ann", "bob", "cat"}
     assert written["mean"]["mean"] == pytest.approx(mean_table(scores)["mean"], abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ("num_bins=3", "--set takes NAME=VALUE, not 'num_bins=3'; the names are"),
+        ("bins_per_token=3", "num_bins 20 is not a multiple of bins_per_token 3"),
+    ],
+)
+def test_what_cannot_be_set_is_said_in_one_line(dataset, tmp_path, settings, message):
+    result = run("--dataset", str(dataset), "--output", str(tmp_path / "out"), "--set", settings)
+    assert result.returncode == 1 and "Traceback" not in result.stderr
+    assert result.stderr.splitlines()[-1].startswith(message)
 
 
 def test_a_training_that_diverges_ends_with_one_line(dataset, tmp_path):
