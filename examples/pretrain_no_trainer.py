@@ -17,16 +17,18 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import get_cosine_schedule_with_warmup
 
+from neds_hf.cli.config import parse_settings
 from neds_hf.cli.main import leave_processes
+from neds_hf.cli.pretrain import SETTABLE
 from neds_hf.data.collator import ArrowTrials, NEDSCollator
 from neds_hf.errors import NEDSError
-from neds_hf.models import NEDSConfig, NEDSModel
+from neds_hf.models import NEDSModel
 from neds_hf.models.configuration_neds import PRESETS
 from neds_hf.models.modeling_neds import Table
 from neds_hf.training.fit import split_loader
 from neds_hf.training.inference import score
 from neds_hf.training.runs import write_json
-from neds_hf.training.sessions import mean_table, new_processor, open_recordings
+from neds_hf.training.sessions import mean_table, new_model, new_processor, open_recordings
 
 
 def arguments() -> argparse.Namespace:
@@ -34,6 +36,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--dataset", required=True, help="folder written by `neds build`, or a dataset id")
     parser.add_argument("--output", type=Path, required=True, help="model folder to write")
     parser.add_argument("--preset", default="tiny", choices=PRESETS, help="sizes of the model")
+    parser.add_argument(
+        "--set", nargs="+", default=[], metavar="NAME=VALUE", help="of NEDSConfig instead of the preset's"
+    )
     parser.add_argument("--epochs", type=int, default=100, help="passes over the training trials")
     parser.add_argument("--batch-size", type=int, default=16, help="trials a step and process")
     parser.add_argument("--learning-rate", type=float, default=2e-3, help="peak learning rate")
@@ -60,16 +65,7 @@ def main() -> None:
     )
 
     # Model: every unit's readout starts from its mean rate.
-    config = NEDSConfig.from_preset(
-        options.preset,
-        session_ids=processor.session_ids,
-        unit_counts=[len(session["units"]) for session in processor.sessions],
-        modalities=processor.modalities,
-        num_bins=processor.num_bins,
-    )
-    model = NEDSModel(config)
-    for session in processor.session_ids:
-        model.set_mean_counts(session, processor.mean_counts(session))
+    model = new_model(processor, options.preset, parse_settings(options.set, SETTABLE))
 
     # Only matrices decay; rows of units and sessions, biases and norms do not.
     rows = {id(module.weight) for module in model.modules() if isinstance(module, Table)}

@@ -19,11 +19,13 @@ def run(*arguments: str) -> subprocess.CompletedProcess:
 
 def test_the_plain_loop_writes_a_model_with_its_test_metrics(dataset, tmp_path):
     options = (
-        "--preset tiny --epochs 3 --batch-size 8 --learning-rate 0.004 --weight-decay 0.1 --seed 7".split()
-    )
+        "--preset tiny --epochs 3 --batch-size 8 --learning-rate 0.004 --weight-decay 0.1 --seed 7 "
+        "--set hidden_size=32 bins_per_token=5"
+    ).split()
     result = run("--dataset", str(dataset), "--output", str(tmp_path), *options)
     assert result.returncode == 0, result.stderr
     model, processor = load_model(str(tmp_path))
+    assert (model.config.hidden_size, model.config.bins_per_token) == (32, 5)
     written = json.loads((tmp_path / "metrics.json").read_text())
     scores = score_split(model, processor, open_recordings(dataset), "test")
     assert set(written["sessions"]) == set(scores) == {"ann", "bob", "cat"}
@@ -35,6 +37,8 @@ def test_the_plain_loop_writes_a_model_with_its_test_metrics(dataset, tmp_path):
     [
         ("--learning-rate 1e20", "training diverged: the loss is no number any more"),
         ("--dataset nowhere", "no dataset folder nowhere"),
+        ("--set num_bins=3", "--set takes NAME=VALUE, not 'num_bins=3'; the names are"),
+        ("--set bins_per_token=3", "num_bins 20 is not a multiple of bins_per_token 3"),
     ],
 )
 def test_a_training_that_cannot_be_ends_with_one_line(dataset, tmp_path, options, message):

@@ -2,6 +2,7 @@
 
 import math
 import os
+import resource
 import subprocess
 import sys
 
@@ -27,6 +28,7 @@ from neds_hf.training.search import (
     search,
     table_of,
     unfinished,
+    usable_database,
 )
 
 SPACE = {"x": FloatDistribution(0.0, 1.0), "size": CategoricalDistribution(["8", "16"])}
@@ -141,7 +143,7 @@ def run(folder, train, num_models=4, pruner="none", maximize=True):
     def trained(settings, place, callbacks):
         train(int(place.name), place, callbacks[0].report)
 
-    with alone(folder):
+    with alone(folder), usable_database(folder):
         study = open_study(folder, pruner, maximize)
         models = unfinished(study, SPACE, num_models, "random", 0)
         search(study, models, folder, num_models, trained)
@@ -271,7 +273,7 @@ def test_damaged_records_are_named_and_a_search_goes_on_without_its_database(tmp
     database = tmp_path / "search.db"
     for size in (database.stat().st_size // 2, 5):
         os.truncate(database, size)
-        with pytest.raises(NEDSError, match=f"^{database} cannot be read as a database"):
+        with pytest.raises(NEDSError, match=f"^{database} cannot be used as a database"):
             open_study(tmp_path)
     database.unlink()
 
@@ -283,6 +285,25 @@ def test_damaged_records_are_named_and_a_search_goes_on_without_its_database(tmp
     (place_of(tmp_path, 2) / "run.json").write_text('{"resu')
     with pytest.raises(NEDSError, match="cannot be read as JSON"):
         results_of(place_of(tmp_path, 2))
+
+
+def test_a_database_that_cannot_be_written_any_more_is_named_and_the_search_goes_on_later(tmp_path):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fill(number, place, report):
+        finish(place, number / 10)
+        if number == 1:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (512, hard))  # as on a full disc
+
+    try:
+        with pytest.raises(
+            NEDSError, match=f"^{tmp_path}/search.db cannot be used as a database .*run again"
+        ):
+            run(tmp_path, fill)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    later = run(tmp_path, lambda number, place, report: finish(place, number / 10))
+    assert [trial.value for trial in later.trials] == pytest.approx([0, 0.1, 0.2, 0.3])
 
 
 # --- early stopping ---

@@ -4,19 +4,17 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 
-from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig, TrainerCallback, set_seed
 
 from neds_hf.cli.config import parse_settings, use_config
 from neds_hf.cli.console import print_scores
-from neds_hf.errors import NEDSError, one_line
 from neds_hf.hub.push import push_run
 from neds_hf.models import NEDSConfig, NEDSModel, NEDSProcessor
 from neds_hf.models.configuration_neds import PRESETS
 from neds_hf.models.processing_neds import SCALINGS
 from neds_hf.training.arguments import NEDSTrainingArguments, parse_training_arguments, training_parser
 from neds_hf.training.fit import check_metric, configuration_of, fit
-from neds_hf.training.sessions import Recordings, new_processor, open_recordings
+from neds_hf.training.sessions import Recordings, new_model, new_processor, open_recordings
 
 # What the data say of the configuration, and what may be set.
 FROM_DATA = ("session_ids", "unit_counts", "modalities", "num_bins")
@@ -97,22 +95,11 @@ def prepare(
     """
     processor = new_processor(recordings, scaling)
     set_seed(args.seed)
-    try:
-        config = NEDSConfig.from_preset(
-            preset,
-            session_ids=processor.session_ids,
-            unit_counts=[len(session["units"]) for session in processor.sessions],
-            modalities=processor.modalities,
-            num_bins=processor.num_bins,
-            **settings,
-        )
-    except (ValueError, TypeError, StrictDataclassError) as error:
-        raise NEDSError(f"the model cannot be configured so: {one_line(error.__cause__ or error)}") from error
-    model = NEDSModel(config)
-    for session in processor.session_ids:
-        model.set_mean_counts(session, processor.mean_counts(session))
+    model = new_model(processor, preset, settings)
     return (
         model,
         processor,
-        configuration_of(args, recordings, command="pretrain", model=config.to_diff_dict(), scaling=scaling),
+        configuration_of(
+            args, recordings, command="pretrain", model=model.config.to_diff_dict(), scaling=scaling
+        ),
     )

@@ -150,7 +150,7 @@ def main(argv: list[str] | None = None) -> None:
     configuration = configuration_of(
         args, recordings, command="search", searched=command, space=ranges, **base
     ) | {name: value for name, value in vars(arguments).items() if name in how}
-    with alone(folder):
+    with alone(folder), searches.usable_database(folder):
         searches.forget_untrained(folder)
         finished = start_run(folder, {n: value for n, value in configuration.items() if n not in ranges})
         study = searches.open_study(folder, arguments.pruner, args.greater_is_better)

@@ -11,6 +11,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from optuna.distributions import (
     FloatDistribution,
     IntDistribution,
 )
+from optuna.exceptions import StorageInternalError
 from optuna.pruners import MedianPruner, NopPruner, SuccessiveHalvingPruner
 from optuna.samplers import RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, Trial, TrialState
@@ -108,6 +110,25 @@ def forget_untrained(folder: Path) -> None:
     run.unlink()
 
 
+@contextmanager
+def usable_database(folder: Path) -> Iterator[None]:
+    """While the database of a folder is read and written.
+
+    Raises:
+        NEDSError: It cannot be, as on a full disc.
+    """
+    try:
+        yield
+    except (DatabaseError, StorageInternalError) as error:
+        # Optuna wraps what SQLAlchemy, which wraps what SQLite raises on a commit.
+        cause = error.__cause__ if isinstance(error, StorageInternalError) else error
+        reason = getattr(cause, "orig", cause)
+        raise NEDSError(
+            f"{folder / 'search.db'} cannot be used as a database ({reason}); run again to go on; where it is "
+            "damaged, a search without it goes on from what its models wrote"
+        ) from error
+
+
 def open_study(folder: Path, pruner: str = "none", maximize: bool = True) -> optuna.Study:
     """The study of a folder; begun where there is none.
 
@@ -115,21 +136,15 @@ def open_study(folder: Path, pruner: str = "none", maximize: bool = True) -> opt
         NEDSError: Its database cannot be read.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    database = folder / "search.db"
-    try:
+    with usable_database(folder):
         study = optuna.create_study(
-            storage=URL.create("sqlite", database=str(database)).render_as_string(),
+            storage=URL.create("sqlite", database=str(folder / "search.db")).render_as_string(),
             study_name="search",
             direction="maximize" if maximize else "minimize",
             pruner=PRUNERS[pruner],
             load_if_exists=True,
         )
         study.get_trials(deepcopy=False)  # reads them all
-    except DatabaseError as error:
-        raise NEDSError(
-            f"{database} cannot be read as a database ({error.orig}); where it is damaged, a search without it "
-            "goes on from what its models wrote"
-        ) from error
     return study
 
 

@@ -1,7 +1,7 @@
 """Sessions of a dataset and of a model: opening the one, and bringing the other new animals."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -289,6 +289,32 @@ def new_processor(recordings: Recordings, scaling: str = "z_score") -> NEDSProce
     for session in recordings.session_ids:
         _add_statistics(processor, recordings, session)
     return processor
+
+
+def new_model(processor: NEDSProcessor, preset: str, settings: Mapping) -> NEDSModel:
+    """A model of the processor's sessions; the readout of every unit starts from its mean rate.
+
+    Args:
+        settings: Values of NEDSConfig instead of the preset's.
+
+    Raises:
+        NEDSError: There is no such model.
+    """
+    try:
+        config = NEDSConfig.from_preset(
+            preset,
+            session_ids=processor.session_ids,
+            unit_counts=[len(session["units"]) for session in processor.sessions],
+            modalities=processor.modalities,
+            num_bins=processor.num_bins,
+            **settings,
+        )
+    except (ValueError, TypeError, StrictDataclassError) as error:
+        raise NEDSError(f"the model cannot be configured so: {one_line(error.__cause__ or error)}") from error
+    model = NEDSModel(config)
+    for session in processor.session_ids:
+        model.set_mean_counts(session, processor.mean_counts(session))
+    return model
 
 
 def check_fits(processor: NEDSProcessor, recordings: Recordings) -> None:
