@@ -11,7 +11,7 @@ from neds_hf.errors import NEDSError
 def test_bins_are_those_of_the_window():
     assert ConversionOptions().num_bins == 100
     assert ConversionOptions(window_s=(-0.3, 0.1), bin_size_s=0.1).num_bins == 4
-    assert ConversionOptions(window_s=(0.5, 0.7), bin_size_s=0.1).num_bins == 2
+    assert ConversionOptions(window_s=(0.525, 0.725), bin_size_s=0.1).num_bins == 2
 
 
 @pytest.mark.parametrize(
