@@ -14,7 +14,7 @@ from neds_hf.errors import NEDSError
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 OPTIONS = ConversionOptions()
 META = {"session": "s1", "subject": "m", "date": "2020-01-01", "bin_size_s": 0.1, "align_event": "go"}
-META |= {"window_s": [0.0, 0.2], "source": "a rig"}
+META |= {"window_s": [0.0, 0.2], "source": "a rig", "lab": "ours"}
 # Three trials, two bins, two units.
 ARRAYS = {
     "spike_counts": np.array([[[0, 1], [2, 3]], [[4, 5], [6, 7]], [[8, 9], [10, 255]]]),
@@ -36,6 +36,7 @@ def test_every_array_arrives_as_written(tmp_path):
     path = write(tmp_path / "a.npz")
     recording = read_arrays(path, OPTIONS)
     assert (recording.session, recording.subject, recording.date) == ("s1", "m", "2020-01-01")
+    assert recording.lab == "ours"
     assert (recording.window_s, recording.bin_size_s, recording.align_event) == ((0.0, 0.2), 0.1, "go")
     np.testing.assert_array_equal(recording.spike_counts, ARRAYS["spike_counts"])
     np.testing.assert_array_equal(recording.trial_index, [2, 5, 6])
@@ -63,6 +64,8 @@ def test_reaction_times_outside_the_limits_drop_trials_where_the_file_has_them(t
     recording = read_arrays(path, OPTIONS)
     np.testing.assert_array_equal(recording.trial_index, [5])
     assert recording.dropped_trials == {"reaction time": 2}
+    write(path, reaction_time_s=np.array([0.08, 2.0, 2.01]))  # the limits themselves are kept
+    np.testing.assert_array_equal(read_arrays(path, OPTIONS).trial_index, [2, 5])
 
 
 def test_without_options_no_trial_is_dropped(tmp_path):
@@ -75,6 +78,17 @@ def test_without_options_no_trial_is_dropped(tmp_path):
 def test_what_is_null_in_meta_is_not_known(tmp_path):
     recording = read_arrays(write(tmp_path / "a.npz", {**META, "lab": None, "source": None}), OPTIONS)
     assert (recording.lab, recording.provenance["source"]) == ("", "")
+
+
+def test_trials_without_an_index_are_counted_from_zero(tmp_path):
+    path = write(tmp_path / "a.npz", trial_index=None, choice=np.array([1, 0, -1]))
+    np.testing.assert_array_equal(read_arrays(path, OPTIONS).trial_index, [0, 2])
+
+
+def test_a_behaviour_of_the_ibl_may_be_named_too(tmp_path):
+    path = write(tmp_path / "a.npz")
+    named = read_arrays(path, OPTIONS, ["block", "choice", "wheel_speed"])
+    assert named.classes == read_arrays(path, OPTIONS).classes and list(named.continuous) == ["wheel_speed"]
 
 
 def test_an_array_block_is_read_as_probability_left_is(tmp_path):
@@ -168,6 +182,8 @@ def test_units_keep_the_ids_that_the_file_names(tmp_path):
         ({"meta": {**META, "source": ["a", "b"]}}, r"source of meta must be text, found \['a', 'b'\]"),
         ({"meta": {**META, "align_event": None}}, "meta lacks align_event"),
         ({"meta": {**META, "window_s": 2}}, "window_s of meta must be two numbers, found 2"),
+        ({"meta": {**META, "window_s": [0.0, 0.1, 0.2]}}, "window_s of meta must be two numbers"),
+        ({"meta": {**META, "window_s": [0.0, "0.2"]}}, "window_s of meta must be two numbers"),
         ({"meta": {**META, "bin_size_s": "20 ms"}}, "bin_size_s of meta must be a number, found '20 ms'"),
     ],
 )

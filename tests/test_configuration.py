@@ -77,6 +77,7 @@ def test_width_of_the_mlp_tokenizer_is_twice_the_largest_session_and_stays(tmp_p
 
 def test_tokens_per_trial_follow_bins_and_categorical_tokens():
     assert list(NEDSConfig().tokens_per_trial.values()) == [100] * 5
+    assert NEDSConfig(modalities=MODALITIES[:2]).tokens_per_trial == {"spikes": 100, "running": 100}
     grouped = NEDSConfig(modalities=MODALITIES, num_bins=20, bins_per_token=5, categorical_tokens="trial")
     assert grouped.tokens_per_trial == {"spikes": 4, "running": 4, "choice": 1, "arousal": 4}
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy.ndimage import gaussian_filter1d
 from scipy.stats import poisson
 
 from neds_hf.analysis.encoding import (
@@ -17,6 +18,7 @@ from neds_hf.data.trials import SessionTrials
 
 NAN = np.nan
 UNSMOOTHED = 0.1  # bins: a kernel of one
+pytestmark = pytest.mark.filterwarnings("error::RuntimeWarning")
 
 
 def trials(num_bins=3, **behaviors):
@@ -44,12 +46,13 @@ def test_the_average_trial_has_a_tenth_of_the_mean_or_of_one_spike_at_least():
 
 
 def test_each_unit_is_smoothed_by_its_own_width():
-    counts = np.zeros((1, 9, 2))
+    counts = np.zeros((1, 9, 3))
     counts[0, 4] = 1
-    average = average_trial(counts, np.array([UNSMOOTHED, 1]))
+    average = average_trial(counts, np.array([UNSMOOTHED, 1, 1]))
     assert average[4, 0] == 1 and average[3, 0] == np.float32(0.1 / 9)
     kernel = np.exp(-0.5 * np.arange(-4, 5) ** 2)
-    np.testing.assert_allclose(average[2:7, 1], (kernel / kernel.sum())[2:7], rtol=1e-5)
+    for unit in (1, 2):
+        np.testing.assert_allclose(average[2:7, unit], (kernel / kernel.sum())[2:7], rtol=1e-5)
 
 
 def test_a_floor_is_each_units_own():
@@ -87,12 +90,13 @@ def test_a_trial_of_one_bin_has_a_basis():
     assert np.isfinite(temporal_basis(1)).all()
 
 
-def test_regressors_of_a_continuous_behaviour_are_its_values_and_their_ranks_in_training():
+@pytest.mark.parametrize("unit", [0.001, 1, 1000])
+def test_regressors_of_a_continuous_behaviour_are_its_values_and_their_ranks_in_training(unit):
     """Of trials in which it does not move, so that lags and smoothing change nothing."""
-    train = trials(wheel=np.repeat([[1.0], [2.0], [6.0], [NAN]], 3, axis=1))
-    test = trials(wheel=np.repeat([[3.0], [NAN]], 3, axis=1))
+    train = trials(wheel=unit * np.repeat([[2.0], [1.0], [6.0], [NAN]], 3, axis=1))
+    test = trials(wheel=unit * np.repeat([[3.0], [NAN]], 3, axis=1))
     design, test_design = behavior_design(train, test)
-    values, ranks = np.array([1, 2, 6]) - 3, (np.array([0, 1, 2]) - 1) / 3
+    values, ranks = np.array([2, 1, 6]) - 3, (np.array([1, 0, 2]) - 1) / 3
     for place, expected, new in ((0, values, 0), (len(LAGS), ranks, 1 / 3)):
         spread = np.sqrt((expected**2).sum() / 4)
         for lag in range(len(LAGS)):
@@ -106,11 +110,15 @@ def test_regressors_of_a_continuous_behaviour_are_its_values_and_their_ranks_in_
     assert design.shape == (4, 3, 2 * len(LAGS))
 
 
-def test_a_lagged_regressor_is_the_behaviour_that_much_later():
+@pytest.mark.parametrize("moved", [0, 30, 59])
+def test_a_lagged_regressor_is_the_smoothed_behaviour_that_much_later(moved):
     moves = np.zeros((2, 60))
-    moves[0, 30] = 1
+    moves[0, moved] = 1
     design, _ = behavior_design(trials(60, wheel=moves), trials(60, wheel=moves))
-    assert design[0, :, : len(LAGS)].argmax(0).tolist() == [30 - lag for lag in LAGS]
+    smooth = gaussian_filter1d(moves[0], 1.5)
+    for place, lag in enumerate(LAGS):
+        later = np.array([smooth[min(max(bin_ + lag, 0), 59)] for bin_ in range(60)])
+        np.testing.assert_allclose(design[0, :, place] * np.sqrt((later**2).mean()), later, atol=1e-9)
 
 
 def test_regressors_of_classes_are_raised_cosines_and_nothing_where_missing():
@@ -122,7 +130,11 @@ def test_regressors_of_classes_are_raised_cosines_and_nothing_where_missing():
     assert design.shape == (5, 33, 6)
 
 
-def test_what_never_changes_in_training_is_no_regressor():
-    train, test = trials(choice=[1, 1], wheel=np.full((2, 3), 0.1)), trials(choice=[0], wheel=[[1.0, 2, 3]])
+@pytest.mark.parametrize("wheel", [0.1, -0.1, NAN])
+def test_what_never_changes_in_training_or_is_not_there_is_no_regressor(wheel):
+    train, test = (
+        trials(choice=[1] * 3, wheel=np.full((3, 3), wheel)),
+        trials(choice=[0], wheel=[[1.0, 2, 3]]),
+    )
     for design in behavior_design(train, test):
         assert not design.any()

@@ -60,6 +60,7 @@ def test_rows_then_layers_from_the_top_down_then_everything(epochs, expected):
     for epoch, stage in enumerate(expected):
         for within in (0, 0.9):  # where a run that was cut off goes on
             state = TrainerState(epoch=epoch + within, num_train_epochs=epochs)
+            GradualUnfreezing().on_train_begin(None, state, None)
             GradualUnfreezing().on_epoch_begin(None, state, None, model=model)
             trained = {group(name) for name, weight in model.named_parameters() if weight.requires_grad}
             frozen = {group(name) for name, weight in model.named_parameters() if not weight.requires_grad}

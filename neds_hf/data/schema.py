@@ -219,7 +219,7 @@ def split_of_trials(
     if num_trials < 10:
         raise NEDSError(f"{session}: {num_trials} trials are left, at least 10 are needed to split them")
     after, with_it = (round(part * num_trials / NUM_FOLDS) for part in (fold, fold + 1))
-    num_validation = max(1, round(VALIDATION_FRACTION * num_trials))
+    num_validation = round(VALIDATION_FRACTION * num_trials)
     num_train = num_trials - num_validation - (with_it - after)
     labels = np.repeat(np.array(SPLITS), [num_train, num_validation, with_it - after])
     labels = np.roll(labels, -after)

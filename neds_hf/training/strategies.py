@@ -43,7 +43,7 @@ class GradualUnfreezing(TrainerCallback):
         trained = STRATEGIES["session"]
         if stage > 0:
             trained += ("encoder.norm", "spike_unpatch", "behavior_readout")
-        trained += tuple(f"encoder.blocks.{layer}." for layer in range(max(layers - stage, 0), layers))
+        trained += tuple(f"encoder.blocks.{layer}." for layer in range(layers - stage, layers))
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(stage > layers or name.startswith(trained))
 
