@@ -271,15 +271,15 @@ def test_the_database_lies_in_the_folder_whatever_that_is_called(tmp_path):
 def test_damaged_records_are_named_and_a_search_goes_on_without_its_database(tmp_path):
     first = table_of(run(tmp_path, lambda number, place, report: finish(place, number / 10)))
     database = tmp_path / "search.db"
-    for size in (database.stat().st_size // 2, 5):
-        os.truncate(database, size)
-        with pytest.raises(NEDSError, match=f"^{database} cannot be used as a database"):
-            open_study(tmp_path)
-    database.unlink()
 
     def not_again(number, place, report):
         raise AssertionError
 
+    for size in (database.stat().st_size // 2, 5):
+        os.truncate(database, size)
+        with pytest.raises(NEDSError, match=f"^{database} cannot be used as a database"):
+            run(tmp_path, not_again)
+    database.unlink()
     again = run(tmp_path, not_again)
     assert table_of(again).equals(first)
     (place_of(tmp_path, 2) / "run.json").write_text('{"resu')

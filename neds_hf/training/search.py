@@ -130,21 +130,16 @@ def usable_database(folder: Path) -> Iterator[None]:
 
 
 def open_study(folder: Path, pruner: str = "none", maximize: bool = True) -> optuna.Study:
-    """The study of a folder; begun where there is none.
-
-    Raises:
-        NEDSError: Its database cannot be read.
-    """
+    """The study of a folder; begun where there is none."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    with usable_database(folder):
-        study = optuna.create_study(
-            storage=URL.create("sqlite", database=str(folder / "search.db")).render_as_string(),
-            study_name="search",
-            direction="maximize" if maximize else "minimize",
-            pruner=PRUNERS[pruner],
-            load_if_exists=True,
-        )
-        study.get_trials(deepcopy=False)  # reads them all
+    study = optuna.create_study(
+        storage=URL.create("sqlite", database=str(folder / "search.db")).render_as_string(),
+        study_name="search",
+        direction="maximize" if maximize else "minimize",
+        pruner=PRUNERS[pruner],
+        load_if_exists=True,
+    )
+    study.get_trials(deepcopy=False)  # reads them all
     return study
 
 
