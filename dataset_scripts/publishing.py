@@ -9,7 +9,7 @@ from pathlib import Path
 
 from neds_hf.data.alf import open_local
 from neds_hf.data.builder import BEHAVIORS, one_sources, open_openalyx
-from neds_hf.data.schema import ConversionOptions
+from neds_hf.data.schema import ConversionOptions, check_path
 from neds_hf.data.storage import convert, dropped_sessions, provenances, summary
 from neds_hf.errors import NEDSError
 from neds_hf.hub.push import push
@@ -75,6 +75,7 @@ def convert_and_publish(
             `--without` does not name.
     """
     out = arguments.out
+    check_path(out)
     before = provenances(out)
     sources = one_sources(opener(arguments), options, sessions)
     convert(out, sources, options, BEHAVIORS, held_out, arguments.workers)

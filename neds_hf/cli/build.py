@@ -10,7 +10,7 @@ from neds_hf.cli.config import use_config
 from neds_hf.data.alf import open_local, repeated_site_sessions
 from neds_hf.data.arrays import array_names, array_sources
 from neds_hf.data.builder import BEHAVIORS, one_sources, open_openalyx
-from neds_hf.data.schema import CAMERAS, NUM_FOLDS, ConversionOptions
+from neds_hf.data.schema import CAMERAS, NUM_FOLDS, ConversionOptions, check_path
 from neds_hf.data.storage import convert, held_out_sessions, summary
 from neds_hf.errors import NEDSError
 
@@ -33,6 +33,7 @@ def main(argv: list[str] | None = None) -> None:
         "fold": args.fold,
         "whisker_camera": args.whisker_camera,
     }
+    check_path(args.out)
     options = ConversionOptions(**{name: value for name, value in given.items() if value is not None})
     held_out = read_ids(args.held_out) if args.held_out else held_out_sessions(args.out)
     sessions = read_ids(args.sessions) if args.sessions else None
