@@ -53,9 +53,7 @@ def options_of(out: Path) -> ConversionOptions:
     conversions = provenances(out)
     if not conversions:
         return ConversionOptions()
-    options = next(iter(conversions.values()))["options"]
-    options = {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
-    return ConversionOptions(**options)
+    return ConversionOptions.of(next(iter(conversions.values()))["options"])
 
 
 def convert_and_publish(
