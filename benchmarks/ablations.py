@@ -7,12 +7,11 @@ validation trials of a fold. Writes `ablations.csv` beside this file and its tab
 finished is not repeated.
 """
 
-import argparse
 import re
 from pathlib import Path
 
 import pandas as pd
-from common import HERE, METRICS, built, markdown, publish_table, scores_of_training
+from common import HERE, METRICS, built, markdown, options_of_recording, publish_table, scores_of_training
 
 CSV = HERE / "ablations.csv"
 FOLDS = (0, 1)
@@ -76,14 +75,6 @@ def table(results: pd.DataFrame) -> str:
     return markdown(pd.DataFrame.from_dict(texts, orient="index", columns=list(METRICS.values())))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--recording", type=Path, required=True, help="trial arrays of one session (.npz)")
-    parser.add_argument("--output", type=Path, required=True, help="folder for the datasets and the runs")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    options = parser.parse_args()
-    publish_table(CSV, measure(options.recording, options.output, options.seeds), table)
-
-
 if __name__ == "__main__":
-    main()
+    options = options_of_recording(__doc__)
+    publish_table(CSV, measure(options.recording, options.output, options.seeds), table)

@@ -1,5 +1,6 @@
 """What the benchmarks share: running commands, reading their scores, and writing tables into a page."""
 
+import argparse
 import hashlib
 import json
 import subprocess
@@ -98,6 +99,15 @@ def write_table(page: Path, name: str, table: str) -> None:
     before, rest = page.read_text().split(f"<!-- {name} -->\n")
     _, after = rest.split(f"<!-- /{name} -->")
     page.write_text(f"{before}<!-- {name} -->\n\n{table}\n<!-- /{name} -->{after}")
+
+
+def options_of_recording(about: str) -> argparse.Namespace:
+    """Command line of a benchmark on one recording; `about` is the docstring of its script."""
+    parser = argparse.ArgumentParser(description=about.splitlines()[0])
+    parser.add_argument("--recording", type=Path, required=True, help="trial arrays of one session (.npz)")
+    parser.add_argument("--output", type=Path, required=True, help="folder for the datasets and the runs")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    return parser.parse_args()
 
 
 def publish_table(csv: Path, results: pd.DataFrame, table: Callable[[pd.DataFrame], str]) -> None:

@@ -7,7 +7,6 @@ the seed of its fine-tuning. Writes `folds.csv` beside this file and its table i
 is not repeated.
 """
 
-import argparse
 from pathlib import Path
 
 import pandas as pd
@@ -21,6 +20,7 @@ from common import (
     estimate,
     markdown,
     neds,
+    options_of_recording,
     publish_table,
     scores_of_baseline,
     scores_of_evaluation,
@@ -108,14 +108,6 @@ def table(results: pd.DataFrame) -> str:
     return markdown(pd.DataFrame.from_dict(texts, orient="index", columns=list(METRICS.values())))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--recording", type=Path, required=True, help="trial arrays of one session (.npz)")
-    parser.add_argument("--output", type=Path, required=True, help="folder for the datasets and the runs")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    options = parser.parse_args()
-    publish_table(CSV, measure(options.recording, options.output, options.seeds), table)
-
-
 if __name__ == "__main__":
-    main()
+    options = options_of_recording(__doc__)
+    publish_table(CSV, measure(options.recording, options.output, options.seeds), table)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from neds_hf.data.alf import open_local
 from neds_hf.data.builder import BEHAVIORS, one_sources, open_openalyx
-from neds_hf.data.schema import ConversionOptions
+from neds_hf.data.schema import ConversionOptions, check_path
 from neds_hf.data.storage import convert, dropped_sessions, provenances, summary
 from neds_hf.errors import NEDSError
 from neds_hf.hub.push import push
@@ -53,9 +53,7 @@ def options_of(out: Path) -> ConversionOptions:
     conversions = provenances(out)
     if not conversions:
         return ConversionOptions()
-    options = next(iter(conversions.values()))["options"]
-    options = {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
-    return ConversionOptions(**options)
+    return ConversionOptions.of(next(iter(conversions.values()))["options"])
 
 
 def convert_and_publish(
@@ -75,6 +73,7 @@ def convert_and_publish(
             `--without` does not name.
     """
     out = arguments.out
+    check_path(out)
     before = provenances(out)
     sources = one_sources(opener(arguments), options, sessions)
     convert(out, sources, options, BEHAVIORS, held_out, arguments.workers)

@@ -36,6 +36,11 @@ def test_trials_units_and_sessions_of_a_cache_load_by_name(cache):
     assert test.features["block"].names == ["0.2", "0.5", "0.8"]
 
 
+def test_the_cache_may_lie_in_a_folder_that_datasets_would_take_for_a_pattern(cache, tmp_path):
+    hf = str(tmp_path / "hf [1]")
+    assert load_dataset("ibl_repeated_site", data_dir=str(cache), cache_dir=hf)["train"].num_rows == 18
+
+
 def test_every_option_reaches_the_conversion(cache):
     options = {
         "align_event": "firstMovement_times",

@@ -282,6 +282,14 @@ def test_what_is_no_dataset_is_not_overwritten(arrays, tmp_path, capsys, name):
     assert {path.name for path in file.parent.iterdir()} == {name, ".lock", "sessions"}
 
 
+@pytest.mark.parametrize("name", ["a[1]", "a*", "a?", "a::b"])
+def test_a_folder_that_datasets_takes_for_a_pattern_is_refused(arrays, tmp_path, error_of, name):
+    out = tmp_path / name / "out"
+    said = "datasets cannot load a folder whose path has *, ?, [ or :: in it; take another"
+    assert said in error_of("build", out, "--arrays", *arrays)
+    assert not out.parent.exists()
+
+
 def test_when_no_session_converts_the_status_is_2_and_reasons_are_printed(arrays, tmp_path, capsys):
     assert run("build", [str(tmp_path / "out"), "--arrays", str(arrays[0]), "--min-rate", "1000"]) == 2
     assert "s1: none of 3 units reaches 1000 Hz" in capsys.readouterr().err

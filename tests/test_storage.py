@@ -299,13 +299,6 @@ def test_files_of_the_user_s_own_are_left_where_they_are(tmp_path):
     assert [file.read_text() for file in files] == ["mine"] * 3
 
 
-@pytest.mark.parametrize("name", ["a[1]", "a*", "a?", "a::b"])
-def test_a_folder_that_datasets_takes_for_a_pattern_is_refused(tmp_path, name):
-    with pytest.raises(NEDSError, match=r"datasets cannot load a folder whose path has \*, \?, \[ or ::"):
-        convert(tmp_path / name / "out", [source("s1")], OPTIONS, BEHAVIORS)
-    assert not (tmp_path / name).exists()
-
-
 def test_a_folder_may_have_any_other_name(tmp_path):
     out = tmp_path / "a b#c%20dé" / "{x}~1"
     convert(out, [source("s1")], OPTIONS, BEHAVIORS)

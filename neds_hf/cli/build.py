@@ -10,7 +10,7 @@ from neds_hf.cli.config import use_config
 from neds_hf.data.alf import open_local, repeated_site_sessions
 from neds_hf.data.arrays import array_names, array_sources
 from neds_hf.data.builder import BEHAVIORS, one_sources, open_openalyx
-from neds_hf.data.schema import CAMERAS, NUM_FOLDS, ConversionOptions
+from neds_hf.data.schema import CAMERAS, NUM_FOLDS, ConversionOptions, check_path
 from neds_hf.data.storage import convert, held_out_sessions, summary
 from neds_hf.errors import NEDSError
 
@@ -22,30 +22,20 @@ def main(argv: list[str] | None = None) -> None:
     command_line = parser()
     use_config(command_line, "build", argv)
     args = command_line.parse_args(argv)
-    given = {
-        "align_event": args.align_event,
-        "window_s": args.window and tuple(args.window),
-        "bin_size_s": args.bin_size,
-        "reaction_time_s": args.reaction_time and tuple(args.reaction_time),
-        "min_rate_hz": args.min_rate,
-        "split": args.split,
-        "seed": args.seed,
-        "fold": args.fold,
-        "whisker_camera": args.whisker_camera,
-    }
-    options = ConversionOptions(**{name: value for name, value in given.items() if value is not None})
+    check_path(args.out)
+    options = ConversionOptions.of(vars(args))
     held_out = read_ids(args.held_out) if args.held_out else held_out_sessions(args.out)
     sessions = read_ids(args.sessions) if args.sessions else None
     if args.cache_dir and not args.eids:
         raise NEDSError("--cache-dir is for --eids")
 
     if args.arrays:
-        if args.window or args.bin_size or args.align_event or args.whisker_camera:
+        if args.window_s or args.bin_size_s or args.align_event or args.whisker_camera:
             raise NEDSError(
                 "--window, --bin-size, --align-event and --whisker-camera do not apply to --arrays: their bins "
                 "are made"
             )
-        if args.reaction_time and (
+        if args.reaction_time_s and (
             without := [file for file in args.arrays if "reaction_time_s" not in array_names(file)]
         ):
             raise NEDSError(f"{without[0]}: --reaction-time needs an array 'reaction_time_s' in the file")
@@ -120,25 +110,32 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--window",
+        dest="window_s",
         type=float,
         nargs=2,
         metavar=("START", "END"),
         help=f"trial around the event, in s (default {default.window_s[0]:g} {default.window_s[1]:g})",
     )
     parser.add_argument(
-        "--bin-size", type=float, metavar="S", help=f"bin width in s (default {default.bin_size_s:g})"
+        "--bin-size",
+        dest="bin_size_s",
+        type=float,
+        metavar="S",
+        help=f"bin width in s (default {default.bin_size_s:g})",
     )
     parser.add_argument(
         "--align-event", metavar="NAME", help=f"trial event at time zero (default {default.align_event})"
     )
     parser.add_argument(
         "--min-rate",
+        dest="min_rate_hz",
         type=float,
         metavar="HZ",
         help=f"drop units that fire less over the training trials (default {default.min_rate_hz:g})",
     )
     parser.add_argument(
         "--reaction-time",
+        dest="reaction_time_s",
         type=float,
         nargs=2,
         metavar=("LO", "HI"),

@@ -29,7 +29,7 @@ from neds_hf.cli import finetune, pretrain
 from neds_hf.cli.baselines import with_validation
 from neds_hf.data.alf import open_local
 from neds_hf.data.builder import BEHAVIORS, one_sources
-from neds_hf.data.schema import ConversionOptions
+from neds_hf.data.schema import ConversionOptions, check_path
 from neds_hf.data.simulation import SimulationOptions, read_true_rates, simulate
 from neds_hf.data.storage import convert
 from neds_hf.errors import NEDSError
@@ -160,6 +160,7 @@ def check(args: argparse.Namespace) -> None:
     if args.workers < 1 or min(args.epochs) < 1:
         raise NEDSError(f"--workers and --epochs must be at least 1, not {args.workers} and {args.epochs}")
     SimulationOptions(trials=args.trials, units=args.units, seed=args.seed)
+    check_path(args.out)
 
 
 @contextmanager

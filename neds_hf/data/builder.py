@@ -122,17 +122,7 @@ class IBLConfig(BuilderConfig):
 
     @property
     def options(self) -> ConversionOptions:
-        return ConversionOptions(
-            align_event=self.align_event,
-            window_s=tuple(self.window_s),
-            bin_size_s=self.bin_size_s,
-            min_rate_hz=self.min_rate_hz,
-            reaction_time_s=tuple(self.reaction_time_s),
-            split=self.trial_split,
-            seed=self.seed,
-            fold=self.fold,
-            whisker_camera=self.whisker_camera,
-        )
+        return ConversionOptions.of({**vars(self), "split": self.trial_split})
 
 
 class IBLRepeatedSite(ArrowBasedBuilder):

@@ -5,7 +5,8 @@ Axes are always in the order trials, bins, units. Nothing here reads or writes a
 
 import hashlib
 import re
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import numpy as np
@@ -79,6 +80,13 @@ class ConversionOptions:
             raise NEDSError(f"the rate floor must not be negative, but is {self.min_rate_hz} Hz")
         if not self.reaction_time_s[0] <= self.reaction_time_s[1]:
             raise NEDSError(f"reaction times go from shortest to longest, not {self.reaction_time_s} s")
+
+    @classmethod
+    def of(cls, values: Mapping) -> "ConversionOptions":
+        """From values by name, of which it takes its own, lists for tuples; None is the default."""
+        given = {field.name: values.get(field.name) for field in fields(cls)}
+        given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
+        return cls(**{name: value for name, value in given.items() if value is not None})
 
     @property
     def num_bins(self) -> int:

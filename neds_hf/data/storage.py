@@ -37,7 +37,6 @@ from neds_hf.data.schema import (
     UNIT_FEATURES,
     ConversionOptions,
     Recording,
-    check_path,
     split_of_trials,
     trial_features,
 )
@@ -95,13 +94,11 @@ def convert(
         How many sessions were `converted`, `unchanged` and `dropped`.
 
     Raises:
-        NEDSError: `datasets` would take the path of `out` for a pattern, two sources have one session id, a
-            held-out session is unknown, `out` cannot be written to or holds a conversion with other options or
-            behaviours, foreign Parquet files, a model or a README.md, no session could be converted, or a process
-            was killed.
+        NEDSError: Two sources have one session id, a held-out session is unknown, `out` cannot be written to or
+            holds a conversion with other options or behaviours, foreign Parquet files, a model or a README.md, no
+            session could be converted, or a process was killed.
     """
     out = Path(out)
-    check_path(out)
     _check_session_ids([source.session for source in sources])
     with _only_writer(out):
         conversion = _conversion(options, behaviors)
