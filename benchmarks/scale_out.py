@@ -33,7 +33,8 @@ from neds_hf.training.runs import write_json
 from neds_hf.training.sessions import open_recordings
 from neds_hf.training.trainer import NEDSTrainer
 
-TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone")
+PLACE = "--nproc_per_node 2 --standalone --local-addr 127.0.0.1"  # not every machine's name leads to it
+TORCHRUN = (sys.executable, "-m", "torch.distributed.run", *PLACE.split())
 
 
 class StepTimes(TrainerCallback):

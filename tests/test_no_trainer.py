@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from torchrun import TORCHRUN
 
 from neds_hf.training.fit import score_split
 from neds_hf.training.sessions import load_model, mean_table, open_recordings
@@ -62,9 +63,7 @@ def test_fewer_trials_than_a_batch_of_every_process_make_one_step(dataset, tmp_p
         "--batch-size",
         str(batch),
     )
-    start = ("-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone") if processes > 1 else ()
-    result = subprocess.run(
-        [sys.executable, *start, SCRIPT, *where], capture_output=True, text=True, timeout=200
-    )
+    start = TORCHRUN if processes > 1 else [sys.executable]
+    result = subprocess.run([*start, SCRIPT, *where], capture_output=True, text=True, timeout=200)
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "metrics.json").exists()

@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +10,7 @@ from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.utils import DistributedType
 from safetensors.torch import load_file
 from small_dataset import pretrain_arguments
+from torchrun import TORCHRUN
 
 from neds_hf.cli.main import leave_processes, main
 from neds_hf.models import NEDSModel
@@ -63,9 +63,8 @@ def torchrun(monkeypatch):
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
 
     def start(*argv: str, program: Path = EXAMPLES / "pretrain.py", options=()) -> subprocess.Popen:
-        command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
         return subprocess.Popen(
-            [*command, *options, program, *argv, "--per_device_train_batch_size", "4"], **pipes
+            [*TORCHRUN, *options, program, *argv, "--per_device_train_batch_size", "4"], **pipes
         )
 
     return start
