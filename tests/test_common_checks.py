@@ -91,6 +91,18 @@ def test_a_model_built_without_memory_gets_all_of_its_weights(style, tmp_path):
     assert_same(loaded(**batch), model(**batch), **ROUNDING)
 
 
+def test_the_model_that_was_saved_last_is_loaded_in_one_file_or_in_several(tmp_path):
+    model = make_model("paper")
+    for size, files in (("50GB", 1), ("4KB", None), ("50GB", 1)):
+        with torch.no_grad():
+            model.unit_bias.weight += 1
+        model.save_pretrained(tmp_path, max_shard_size=size)
+        written = len([*tmp_path.glob("*.safetensors")])
+        assert written == files or (files is None and written > 2)
+        loaded = NEDSModel.from_pretrained(tmp_path)
+        assert torch.equal(loaded.unit_bias.weight, model.unit_bias.weight)
+
+
 @styles
 def test_weights_may_stay_on_the_disk_until_they_are_needed(style, tmp_path):
     model, batch = make_model(style), make_batch(missing=MISSING)

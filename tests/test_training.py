@@ -14,15 +14,17 @@ from safetensors.torch import load_file
 from small_dataset import SIZES, pretrain_arguments
 from torch.utils.data import DataLoader
 
+from neds_hf.analysis.runs import read_runs
 from neds_hf.cli.main import main
 from neds_hf.data.collator import ArrowTrials, NEDSCollator
 from neds_hf.errors import NEDSError
 from neds_hf.metrics import functional
 from neds_hf.models import NEDSModel
 from neds_hf.training.arguments import NEDSTrainingArguments
+from neds_hf.training.averaging import common_configuration
 from neds_hf.training.fit import score_split
 from neds_hf.training.runs import alone, last_checkpoint, note, start_run, write_json
-from neds_hf.training.search import forget_untrained
+from neds_hf.training.search import forget_untrained, results_of
 from neds_hf.training.sessions import load_model, open_recordings
 from neds_hf.training.trainer import NEDSTrainer
 
@@ -331,6 +333,24 @@ def test_a_run_file_of_another_program_is_not_overwritten(tmp_path):
     ):
         start_run(tmp_path, {"seed": 0})
     assert file.read_text() == '{"id": 7}'
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda folder: start_run(folder, {"seed": 0}),
+        forget_untrained,
+        results_of,
+        lambda folder: common_configuration([str(folder)]),
+        read_runs,
+    ],
+)
+def test_a_run_file_whose_configuration_is_none_is_named(tmp_path, read):
+    write_json(tmp_path / "metrics.json", {"sessions": {"ann": {"psth_r2": 0.5}}})
+    (tmp_path / "run.json").write_text('{"configuration": [7]}')
+    message = f"^{tmp_path}/run.json is of no run: expected a mapping 'configuration', found \\[7\\]$"
+    with pytest.raises(NEDSError, match=message):
+        read(tmp_path)
 
 
 def test_a_file_is_whole_or_not_there(tmp_path):

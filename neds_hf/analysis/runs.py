@@ -13,7 +13,7 @@ import pandas as pd
 
 from neds_hf.analysis.summary import Estimate
 from neds_hf.errors import NEDSError
-from neds_hf.training.runs import RUN_FILE, read_json
+from neds_hf.training.runs import read_json, read_run
 
 METRICS_FILE = "metrics.json"
 HISTORY_FILE = "trainer_state.json"
@@ -192,7 +192,7 @@ def _read_run(path: Path, name: str) -> Run:
         raise NEDSError(f"{metrics_file} has the metrics of no session")
     about, history = metrics, []
     if path.is_dir():
-        about = read_json(path / RUN_FILE) if (path / RUN_FILE).exists() else {}
+        about = read_run(path)
         if (path / HISTORY_FILE).exists():
             history = read_json(path / HISTORY_FILE)["log_history"]
     configuration = about.get("configuration", {})

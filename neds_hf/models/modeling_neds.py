@@ -8,6 +8,7 @@ import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -332,6 +333,12 @@ class NEDSModel(Checkpoint, PreTrainedModel):
                 {name: nn.Linear(hidden_size, classes or patch) for name, classes in config.behaviors.items()}
             )
         self.post_init()
+
+    def save_pretrained(self, save_directory, *args, **kwargs) -> None:
+        """As in transformers, which leaves an older `model.safetensors` beside new shards, and would load it."""
+        super().save_pretrained(save_directory, *args, **kwargs)
+        if any(Path(save_directory).glob("model-*-of-*.safetensors")):
+            Path(save_directory, "model.safetensors").unlink(missing_ok=True)
 
     def get_input_embeddings(self) -> None:
         """There is no vocabulary; FSDP asks."""

@@ -1,13 +1,12 @@
 """Fine-tunings that differ in the seed alone, as one model."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 
 from neds_hf.errors import NEDSError
 from neds_hf.models.modeling_neds import NEDSModel
-from neds_hf.training.runs import RUN_FILE, differing_settings, read_json
+from neds_hf.training.runs import differing_settings, read_run
 
 # The model that they start from goes by its weights, not by its path.
 MAY_DIFFER = ("seed", "data_seed", "model")
@@ -24,9 +23,8 @@ def common_configuration(folders: Sequence[str]) -> dict:
     """
     configurations = []
     for folder in folders:
-        path = Path(folder, RUN_FILE)
-        run = read_json(path) if path.exists() else {}
-        configuration = run.get("configuration", {})
+        run = read_run(folder)
+        configuration = run["configuration"]
         if configuration.get("command") != "finetune" or "finished" not in run:
             raise NEDSError(f"{folder} is no finished run of `neds finetune`, and only those are averaged")
         configurations.append(configuration)

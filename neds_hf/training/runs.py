@@ -88,6 +88,21 @@ def read_json(file: Path) -> dict:
     return content
 
 
+def read_run(folder: str | Path) -> dict:
+    """What the `run.json` of a folder says, its `configuration` empty where there is none, nor perhaps a file.
+
+    Raises:
+        NEDSError: It cannot be read, or is another program's.
+    """
+    path = Path(folder, RUN_FILE)
+    run = {"configuration": {}, **(read_json(path) if path.exists() else {})}
+    if not isinstance(run["configuration"], dict):
+        raise NEDSError(
+            f"{path} is of no run: expected a mapping 'configuration', found {run['configuration']!r}"
+        )
+    return run
+
+
 def write_arrays(path: Path, /, **arrays: np.ndarray) -> None:
     """Write an `.npz` file that is either there and whole, or not there."""
     with written_whole(path) as unfinished, open(unfinished, "wb") as file:
@@ -152,8 +167,8 @@ def start_run(folder: Path, configuration: dict) -> bool:
     check_output(path)
     configuration = json.loads(json.dumps(configuration, default=str))
     if path.exists():
-        previous = read_json(path)
-        before = previous.get("configuration", {})  # another program's run.json has none
+        previous = read_run(folder)
+        before = previous["configuration"]
         if before == configuration:
             return "finished" in previous
         begun = "finished" in previous or any(folder.glob("checkpoint-*"))

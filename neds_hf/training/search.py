@@ -33,7 +33,7 @@ from sqlalchemy.exc import DatabaseError
 from transformers import TrainerCallback
 
 from neds_hf.errors import NEDSError, one_line
-from neds_hf.training.runs import RUN_FILE, read_json, written_whole
+from neds_hf.training.runs import RUN_FILE, read_run, written_whole
 from neds_hf.training.trainer import Diverged
 
 # Trains a model with these settings in this folder (`fit`), or goes on with it.
@@ -99,15 +99,15 @@ def distribution_of(values: dict, number: type | None) -> BaseDistribution:
 
 def forget_untrained(folder: Path) -> None:
     """Let a search begin anew where it has not trained any model, not even to a first checkpoint."""
-    run, database = folder / RUN_FILE, folder / "search.db"
-    if not run.exists() or read_json(run).get("configuration", {}).get("command") != "search":
+    database = folder / "search.db"
+    if read_run(folder)["configuration"].get("command") != "search":
         return
     begun = [*folder.glob("trials/*/checkpoint-*"), *folder.glob("trials/*/metrics.json")]
     if begun or (database.exists() and trained(open_study(folder))):
         return
     database.unlink(missing_ok=True)
     shutil.rmtree(folder / "trials", ignore_errors=True)
-    run.unlink()
+    (folder / RUN_FILE).unlink()
 
 
 @contextmanager
@@ -249,8 +249,7 @@ def in_words(params: dict) -> str:
 
 def results_of(folder: Path) -> dict | None:
     """What a finished run wrote down; None of one that is not finished."""
-    path = folder / RUN_FILE
-    return read_json(path).get("results") if path.exists() else None
+    return read_run(folder).get("results")
 
 
 def best_of(study: optuna.Study) -> FrozenTrial:

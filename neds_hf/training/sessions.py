@@ -23,7 +23,7 @@ from neds_hf.models.configuration_neds import CHECKPOINTS, IBL_MODALITIES, NEDSC
 from neds_hf.models.modeling_neds import NEDSModel
 from neds_hf.models.processing_neds import NEDSProcessor, check_processor
 from neds_hf.training.inference import Ensemble
-from neds_hf.training.runs import RUN_FILE, fingerprint_of, read_json
+from neds_hf.training.runs import RUN_FILE, fingerprint_of, read_json, read_run
 
 # What a model is loaded from.
 MODEL_FILES = ["*config.json", RUN_FILE, "*.safetensors", "*.safetensors.index.json"]
@@ -236,11 +236,9 @@ def _load_adapter(source: str, base: str, settings: dict | None) -> tuple[NEDSMo
         model, known = load_model(base, settings)
     except NEDSError as error:
         raise NEDSError(f"{source} is an adapter of {base}: {error}") from error
-    run = Path(source, RUN_FILE)
-    if run.exists():
-        made_from = read_json(run)["configuration"]["model_fingerprint"]
-        if made_from != fingerprint_of(model):
-            raise NEDSError(f"{source} is an adapter of {base}, whose weights are no longer the same")
+    made_from = read_run(source)["configuration"].get("model_fingerprint")
+    if made_from and made_from != fingerprint_of(model):
+        raise NEDSError(f"{source} is an adapter of {base}, whose weights are no longer the same")
     try:
         processor = NEDSProcessor.from_pretrained(source)
         units = {session["session"]: len(session["units"]) for session in processor.sessions}
