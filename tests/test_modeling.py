@@ -297,6 +297,17 @@ def test_what_is_missing_may_hold_anything(style):
         torch.testing.assert_close(gradient, results[0][1], rtol=0, atol=0)
 
 
+def test_probabilities_of_missing_classes_may_hold_anything():
+    results = []
+    for garbage in (0.5, torch.nan):
+        model, batch = make_model(), make_batch(missing=[(1, "choice")])
+        batch["behaviors"]["choice"] = torch.tensor([[0.25, 0.75], [garbage, garbage], [1.0, 0.0]])
+        output = model(**batch)
+        output.loss.backward()
+        results.append((output.losses, gradients(model)))
+    torch.testing.assert_close(results[1], results[0], rtol=0, atol=0)
+
+
 @styles
 def test_a_missing_modality_gets_no_attention(style):
     model, batch = make_model(style), make_batch(missing=MISSING)

@@ -101,6 +101,7 @@ def test_a_reference_row_is_never_the_best(tmp_path):
     assert re.findall('<td class="best">(.*?)</td>', page) == ["0.200"]
 
 
+@pytest.mark.filterwarnings("error::RuntimeWarning")
 def test_an_estimate_is_a_mean_with_its_standard_error():
     estimate = Estimate([0.1, 0.5, np.nan])
     assert (estimate, estimate.num_sessions) == (pytest.approx(0.3), 2)
