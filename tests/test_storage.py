@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -104,6 +105,27 @@ def test_units_are_kept_by_their_rate_in_training_trials_only(tmp_path):
     assert units["rate_hz"].tolist() == [4.0, 2.0]
     assert units["allen"].fillna("null").tolist() == ["CA1", "null"]
     assert units["beryl"].isna().all() and units["depth_um"].isna().all()
+
+
+def test_where_every_unit_is_kept_none_is_counted_as_dropped(tmp_path):
+    read = partial(recording, spike_counts=np.ones((10, 2, 3), np.uint8))
+    convert(tmp_path / "out", [Source("s1", "1", read)], OPTIONS, BEHAVIORS)
+    (row,) = load(tmp_path / "out", "sessions", split="train")
+    assert (row["num_units"], json.loads(row["dropped_units"])) == (3, {})
+
+
+def test_a_session_is_marked_as_converted_after_all_its_files_are_written(tmp_path, monkeypatch):
+    written, write = [], storage.write_table
+
+    def slowly(path, table):
+        time.sleep(0.1 if "trials" in path.parts else 0)
+        write(path, table)
+        written.append(path.relative_to(tmp_path).parts[0])
+
+    monkeypatch.setattr(storage, "write_table", slowly)
+    convert(tmp_path, [source("s1")], OPTIONS, BEHAVIORS)
+    assert sorted(written) == ["sessions", "trials", "trials", "trials", "units"]
+    assert written[-1] == "sessions"
 
 
 def test_the_sessions_table_counts_what_was_dropped_and_says_where_data_came_from(tmp_path):
