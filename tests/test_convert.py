@@ -93,6 +93,10 @@ def test_folder_is_complete(tmp_path, capsys):
     assert (config.num_bins, config.hidden_size, config.intermediate_size) == (4, 8, 12)
     assert (config.num_hidden_layers, config.num_attention_heads, config.tokenizer_width) == (1, 2, 6)
     assert (config.tokenizer, config.loss, config.temporal_embedding) == ("mlp", "published", True)
+    # How it was trained, as the published code's configuration says.
+    weights = {"encoding": 1.0, "decoding": 1.0, "within_modality": 2.0, "cross_modal": 1.0}
+    assert (config.scheme_weights, config.within_modality_context, config.mask_ratio) == (weights, True, 0.3)
+    assert (config.single_behavior_probability, config.hidden_dropout) == (0.0, 0.4)
     assert config.behaviors == {"choice": 2, "block": 3, "wheel_speed": 0, "whisker_motion_energy": 0}
     digest = hashlib.sha256((tmp_path / "original.pt").read_bytes()).hexdigest()
     assert digest in (out / "README.md").read_text()
@@ -270,6 +274,10 @@ def test_nothing_is_unpickled(tmp_path, capsys):
             {"first": 2, "second": {"units": 3, "wheel_speed": [5, 1]}},
             "wheel_speed [5, 1], expected [smallest, ",
         ),
+        (
+            {"first": 2, "second": {"units": 3, "wheel_speed": ["0", 1]}},
+            "wheel_speed ['0', 1], expected [smallest, ",
+        ),
         ({"first": 2, "second": {"units": 3, "pupil": [0, 1]}}, "session second has a range of pupil"),
         (["first", "second"], "holds no mapping"),
     ],
@@ -297,11 +305,13 @@ def test_wrong_files(tmp_path, capsys):
     (tmp_path / "sessions.json").write_text(json.dumps(UNITS))
     (tmp_path / "text.pt").write_text("not a checkpoint")
     save(tmp_path / "list.pt", [1, 2])
+    save(tmp_path / "numbers.pt", {"epoch": 1})
     save(tmp_path / "other.pt", {"encoder.weight": torch.zeros(2)})
     for source, sessions, message in [
         ("absent.pt", "sessions.json", "no checkpoint"),
         ("text.pt", "sessions.json", "text.pt does not load as tensors alone"),
         ("list.pt", "sessions.json", 'has no "model" with named tensors'),
+        ("numbers.pt", "sessions.json", 'has no "model" with named tensors'),
         ("other.pt", "sessions.json", "no encoder_embeddings"),
         ("other.pt", "absent.json", "absent.json cannot be read"),
     ]:

@@ -188,6 +188,13 @@ def test_without_held_out_sessions_there_is_no_config_of_them(tmp_path):
         load(tmp_path / "out", "held_out")
 
 
+def test_where_all_sessions_are_held_out_there_is_no_config_to_pretrain_on(tmp_path):
+    convert(tmp_path / "out", [source("s1")], OPTIONS, BEHAVIORS, held_out=["s1"])
+    assert load(tmp_path / "out", "held_out").num_rows == {"train": 7, "validation": 1, "test": 2}
+    with pytest.raises(ValueError, match="BuilderConfig 'pretrain' not found"):
+        load(tmp_path / "out", "pretrain")
+
+
 def test_a_folder_that_cannot_be_written_to_is_one_error_before_anything_is_read(tmp_path):
     (tmp_path / "file").write_text("mine")
     for out in (tmp_path / "file", tmp_path / "file" / "out"):
