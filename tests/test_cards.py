@@ -307,7 +307,7 @@ def test_the_unit_of_wheel_speed_that_was_read_from_alf(tmp_path):
     assert "| `wheel_speed` | float32, one value a bin, rad/s |" in (out / "README.md").read_text()
 
 
-@pytest.mark.parametrize("trials, size", [(999, "n<1K"), (1000, "1K<n<10K"), (10**6, "n>1M")])
+@pytest.mark.parametrize("trials, size", [(999, "n<1K"), (1000, "1K<n<10K"), (10**6, "1M<n<10M")])
 def test_the_size_category_of_a_dataset(tmp_path, trials, size):
     out = write_dataset(tmp_path / "one", ["ann"])
     file = out / "sessions" / "ann.parquet"

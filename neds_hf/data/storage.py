@@ -231,7 +231,7 @@ def write_card(out: Path) -> None:
 def _size_category(rows: int) -> str:
     """As the Hub names it."""
     below = (1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M")
-    return next((name for limit, name in below if rows < limit), "n>1M")
+    return next((name for limit, name in below if rows < limit), "1M<n<10M")
 
 
 def provenances(out: Path) -> dict[str, dict]:
