@@ -7,6 +7,7 @@ validation trials of a fold. Writes `ablations.csv` beside this file and its tab
 finished is not repeated.
 """
 
+import json
 import re
 from pathlib import Path
 
@@ -56,16 +57,18 @@ def measure(recording: Path, output: Path, seeds: list[int]) -> pd.DataFrame:
                 name = re.sub(r"[^a-z0-9]+", "-", change) if options else "neds"
                 run = output / f"fold-{fold}" / f"{name}-{seed}"
                 metrics = scores_of_training(dataset, run, seed, *options)
-                rows.append({"change": change, "fold": fold, "seed": seed, **metrics})
-    return pd.DataFrame(rows)[["change", "fold", "seed", *METRICS]]
+                processor = json.loads((run / "run.json").read_text())["hardware"]["cpu"]
+                about = {"change": change, "processor": processor, "fold": fold, "seed": seed}
+                rows.append(about | metrics)
+    return pd.DataFrame(rows)[["change", "processor", "fold", "seed", *METRICS]]
 
 
 def table(results: pd.DataFrame) -> str:
     """The unchanged preset's means over folds and seeds; what each change adds: mean ± standard error over these.
 
-    A change is compared with the preset of the same fold and seed.
+    A change is compared with the preset of the same fold and seed that was trained on the same processor.
     """
-    runs = results.set_index(["change", "fold", "seed"])
+    runs = results.set_index(["change", "processor", "fold", "seed"])
     unchanged = runs.loc[UNCHANGED]
     texts = {UNCHANGED: [f"{mean:.3f}" for mean in unchanged[list(METRICS)].mean()]}
     for change in CHANGES:

@@ -116,15 +116,24 @@ def test_table_of_transfer_is_over_sessions_within_folds_and_paired(scripts):
 
 
 def test_table_of_ablations_is_what_a_change_adds(scripts):
-    """`compact` at 0.1 and 0.3, every change at 0.5 and 0.1: 0.4 more and 0.2 less, so 0.1 in the mean."""
-    rows = [
-        {"change": change, "fold": fold, "seed": 0, **dict.fromkeys(scripts["ablations"].METRICS, value)}
-        for change in scripts["ablations"].CHANGES
+    """`compact` at 0.1 and 0.3, every change at 0.5 and 0.1: 0.4 more and 0.2 less, so 0.1 in the mean. On another
+    processor `compact` has 0.7 and the last change 0.8, so it adds 0.4, -0.2 and 0.1."""
+    script = scripts["ablations"]
+    values = [
+        (change, "one", fold, value)
+        for change in script.CHANGES
         for fold, value in enumerate((0.1, 0.3) if change == "compact" else (0.5, 0.1))
     ]
-    lines = scripts["ablations"].table(pd.DataFrame(rows)).splitlines()
-    assert lines[2].startswith("| compact | 0.200 | 0.200 |")
-    assert all(" | +0.100 ± 0.300 | +0.100 ± 0.300 | " in line for line in lines[3:])
+    last = list(script.CHANGES)[-1]
+    values += [("compact", "other", 0, 0.7), (last, "other", 0, 0.8)]
+    rows = [
+        {"change": change, "processor": cpu, "fold": fold, "seed": 0, **dict.fromkeys(script.METRICS, value)}
+        for change, cpu, fold, value in values
+    ]
+    lines = script.table(pd.DataFrame(rows)).splitlines()
+    assert lines[2].startswith("| compact | 0.367 | 0.367 |")
+    assert all(" | +0.100 ± 0.300 | +0.100 ± 0.300 | " in line for line in lines[3:-1])
+    assert lines[-1].startswith(f"| {last} | +0.100 ± 0.173 |")  # 0.3 / root of 3
 
 
 def test_table_of_simulation_is_over_the_new_mice(scripts):
