@@ -102,7 +102,9 @@ def test_classes_are_those_of_the_model_by_name_whatever_their_order_in_the_data
 def test_a_class_that_the_dataset_does_not_have_is_refused():
     dataset = make_dataset()
     rows = [{**dataset[0], "choice": index} for index in (0, 2)]
-    with pytest.raises(NEDSError, match=r"choice has classes \[0 2\], but its dataset 2"):
+    with pytest.raises(
+        NEDSError, match=r"choice holds class indices \[0 2\], but the features .* have 2 classes"
+    ):
         NEDSCollator(make_processor(), dataset.features)(rows)
 
 

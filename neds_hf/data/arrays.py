@@ -323,7 +323,10 @@ def _behavior_kinds(path: Path, arrays: np.lib.npyio.NpzFile, named: Iterable[st
 def _check_names(behaviors: list[str]) -> None:
     for name in behaviors:
         if name in NO_BEHAVIORS:
-            raise NEDSError(f"{name} is not a behaviour")
+            raise NEDSError(
+                f"{name} is not a behaviour but one of the arrays that every file may have: rename it, or "
+                "leave it out of the behaviours"
+            )
         from neds_hf.models.configuration_neds import UNUSABLE_NAME, usable_name  # seconds: torch
 
         if not usable_name(name):

@@ -117,7 +117,10 @@ class NEDSCollator:
         for name in self.class_indices.keys() & behaviors.keys():
             indices, found = self.class_indices[name], behaviors[name]
             if not (-1 <= found.min() and found.max() < len(indices) - 1):
-                raise NEDSError(f"{name} has classes {np.unique(found)}, but its dataset {len(indices) - 1}")
+                raise NEDSError(
+                    f"{name} holds class indices {np.unique(found)}, but the features that the collator was given "
+                    f"have {len(indices) - 1} classes: give it those of the dataset that the rows are of"
+                )
             behaviors[name] = indices[found]
         try:
             return dict(self.processor(rows["session"].to_pylist(), spike_counts, behaviors))
