@@ -189,7 +189,7 @@ class NEDSConfig(Checkpoint, PreTrainedConfig):
         published code did until March 2026.
     loss (`str`, defaults to `"per_trial"`):
         `"per_trial"`: every trial counts the same; `"published"`: the published code's, over the hidden targets
-        of the batch.
+        of the batch, or of the part of it that a process or a step of gradient accumulation sees.
     loss_weights (`dict[str, float]`, *optional*):
         Weight of a modality's loss in the total; 1 where not named.
     label_smoothing (`float`, defaults to 0.0):
