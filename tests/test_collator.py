@@ -203,9 +203,10 @@ ROW = {"session": "a", "num_units": 3, "spike_counts": [1, 2, 3, 4, 5, 6]}
 @pytest.mark.parametrize(
     "rows, message",
     [
-        ([], "expected a list of one or more rows, found a list of 0"),
-        (make_dataset()[:2], "expected a list of one or more rows, found a dict of 6"),
-        (make_dataset()[0], "expected a list of one or more rows, found a dict of 6"),
+        ([], "expected a list of one or more rows, dictionaries, found a list of 0"),
+        (make_dataset()[:2], "expected a list of one or more rows, dictionaries, found a dict of 6"),
+        (make_dataset()[0], "expected a list of one or more rows, dictionaries, found a dict of 6"),
+        (list(make_dataset().with_format("arrow").select(range(2))), "found a list of 2 Table"),
         # What a Trainer leaves of rows by default.
         (
             make_dataset().select_columns("spike_counts"),

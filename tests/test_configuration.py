@@ -1,6 +1,7 @@
 """The configuration: what it refuses, what it keeps, and the sizes of the presets."""
 
 import json
+import re
 
 import pytest
 from huggingface_hub.errors import StrictDataclassClassValidationError
@@ -101,6 +102,17 @@ def test_tokens_per_trial_follow_bins_and_categorical_tokens():
         (
             {"modalities": [*MODALITIES, {"name": "x", "kind": "categorical"}]},
             "'x' needs at least two classes",
+        ),
+        *(
+            (
+                {"modalities": [*MODALITIES, {"name": "x", "kind": "categorical", "classes": classes}]},
+                f"'x' needs at least two classes, a list of distinct names, not {re.escape(repr(classes))}",
+            )
+            for classes in (3, "left", [0, 1], ["left", "left"])
+        ),
+        (
+            {"modalities": [*MODALITIES, {"name": "x", "kind": "continuous", "classes": ["left", "right"]}]},
+            "modality 'x' is continuous, but has classes",
         ),
         ({"num_bins": 0}, "num_bins must be positive, not 0"),
         ({"bins_per_token": 0}, "bins_per_token must be positive, not 0"),

@@ -13,6 +13,7 @@ from huggingface_hub import SpaceCard
 from scipy.stats import poisson
 from sklearn.metrics import balanced_accuracy_score, r2_score
 
+from neds_hf.metrics import functional
 from neds_hf.metrics.sums import SessionSums
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -129,6 +130,26 @@ def test_the_modules_equal_what_training_reports(load, spikes, wheel):
     found["block_balanced_accuracy"] = of_block["balanced_accuracy"]
     assert found == pytest.approx({name: metrics[name] for name in found}, rel=1e-9)
     assert len(found) == 6
+
+
+def test_fractions_of_spikes_are_not_cut_off_in_lists(load, spikes):
+    log_rates, counts = spikes[0], spikes[1] + 0.5
+    expected = functional.bits_per_spike(log_rates, counts).mean()
+    found = load("bits_per_spike").compute(predictions=log_rates.tolist(), references=counts.tolist())
+    assert found == {"bits_per_spike": pytest.approx(expected, rel=1e-12), "silent_units": 0}
+
+
+def test_a_null_model_of_other_units_is_refused(load, spikes):
+    with pytest.raises(ValueError, match=r"null_rates is \(2,\), expected the shape of units: \(4,\)"):
+        load("bits_per_spike").compute(predictions=spikes[0], references=spikes[1], null_rates=[0.5, 0.5])
+
+
+@pytest.mark.parametrize("form", [np.asarray, list])
+def test_probabilities_are_not_taken_for_classes(load, form):
+    with pytest.raises(ValueError, match=r"predictions holds 0\.9, expected class indices"):
+        load("balanced_accuracy_by_session").compute(
+            predictions=form([0.0, 0.9]), references=[0, 1], sessions=["ann", "ann"]
+        )
 
 
 def test_batches_and_combine_give_the_same(load, spikes):

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from scipy.stats import poisson
 from sklearn.metrics import balanced_accuracy_score, r2_score
 
@@ -118,6 +119,24 @@ def test_single_precision_is_summed_in_double_precision(spikes, wheel):
         np.testing.assert_array_equal(metric(log_rates, counts), metric(log_rates.astype(float), counts))
     for metric in (functional.r2, functional.r2_beyond_average):
         assert metric(predicted, real) == metric(predicted.astype(float), real.astype(float))
+
+
+@pytest.mark.parametrize("form", [torch.from_numpy, np.ndarray.tolist])
+def test_tensors_and_lists_of_more_trials_than_a_byte_counts_are_scored_as_arrays(form):
+    rng = np.random.default_rng(3)
+    real = rng.normal(size=(300, 4))
+    predicted, counts = real + 0.5 * rng.normal(size=(300, 4)), rng.poisson(1.0, (300, 4, 2))
+    real[5] = NAN
+    log_rates, classes = rng.normal(size=(300, 4, 2)), rng.integers(-1, 3, (2, 300))
+    for metric, arrays in (
+        (functional.r2, (predicted, real)),
+        (functional.r2_beyond_average, (predicted, real)),
+        (functional.bits_per_spike, (log_rates, counts, np.array([0.9, 1.1]))),
+        (functional.psth_r2, (log_rates, counts)),
+        (functional.accuracy, classes),
+        (functional.balanced_accuracy, classes),
+    ):
+        np.testing.assert_array_equal(metric(*map(form, arrays)), metric(*arrays))
 
 
 def test_predictions_that_are_not_finite_give_nan_not_infinity():

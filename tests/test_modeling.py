@@ -970,11 +970,52 @@ def changed(**inputs):
             changed(session_index=torch.tensor([0, 2, 1])),
             "session_index goes up to 2, but this model has 2 sessions",
         ),
+        (changed(session_index=torch.tensor([0, -1, 0])), "session_index holds a negative number"),
+        # torch would take it for a mask
+        (
+            changed(session_index=torch.tensor([0, 1, 0], dtype=torch.uint8)),
+            r"session_index is of type torch\.uint8, expected torch\.int64",
+        ),
+        (
+            changed(hidden={"spikes": torch.ones(3)}, scheme="decoding"),
+            "hidden and scheme 'decoding' are both given",
+        ),
+        (changed(behaviors={"choice": torch.tensor([0.0, 1.0, 0.0])}), r"choice is of type torch\.float32"),
+        (changed(behaviors={"block": torch.tensor([0, 3, 1])}), "block holds a class that is not of 0 to 2"),
+        (
+            changed(behaviors={"choice": torch.tensor([0, -1, 1])}, available=None),
+            "choice holds a class that is not of 0 to 1; `available` says which trials are without it",
+        ),
+        (
+            changed(behaviors={"wheel_speed": torch.full((3, BINS), torch.nan)}, available=None),
+            "wheel_speed holds values that are not finite; `available` says",
+        ),
     ],
 )
 def test_inputs_that_do_not_fit_are_refused(inputs, message):
     with pytest.raises(ValueError, match=message):
         make_model()(**inputs)
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.uint8, torch.bool])
+def test_classes_may_be_whole_numbers_of_any_type(dtype):
+    model, batch = make_model(), make_batch()
+    short = {**batch["behaviors"], "choice": batch["behaviors"]["choice"].to(dtype)}
+    expected, found = model(**batch), model(**{**batch, "behaviors": short})
+    assert_same(found, expected)
+    torch.testing.assert_close(found.loss, expected.loss)
+
+
+def test_a_subclass_that_changes_the_inputs_changes_them_once():
+    class Doubling(NEDSModel):
+        def forward(self, *, spike_counts, **inputs):
+            return super().forward(spike_counts=2 * spike_counts, **inputs)
+
+    model, batch = make_model(), make_batch()
+    subclass = Doubling(model.config).eval()
+    subclass.load_state_dict(model.state_dict())
+    expected = model(**{**batch, "spike_counts": 2 * batch["spike_counts"]})
+    torch.testing.assert_close(subclass(**batch).losses, expected.losses)
 
 
 def test_attentions_need_eager_attention():

@@ -154,6 +154,15 @@ def test_what_saves_memory_or_time_leaves_the_training_as_it_is(dataset, one_pro
     assert_same_run(tmp_path, one_process)
 
 
+def test_one_mask_for_the_whole_batch_is_one_for_all_its_parts(dataset, tmp_path):
+    for parts in (1, 2):
+        split = f"--per_device_train_batch_size {8 // parts} --gradient_accumulation_steps {parts}"
+        options = f"masks_per=batch {split} --num_train_epochs 1 --logging_strategy steps --logging_steps 1"
+        assert main(["pretrain", *pretrain_arguments(dataset, tmp_path / str(parts)), *options.split()]) == 0
+    whole, halves = ([entry["loss"] for entry in log(tmp_path / str(parts), "loss")] for parts in (1, 2))
+    assert len(whole) == 11 and halves == pytest.approx(whole, abs=1e-4)
+
+
 def test_the_configurations_for_accelerate_are_what_it_reads():
     folder = EXAMPLES / "configs" / "accelerate"
     configs = {file.stem: load_config_from_file(str(file)) for file in folder.glob("*.yaml")}

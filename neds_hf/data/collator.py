@@ -66,7 +66,7 @@ class NEDSCollator:
     Args:
         processor: Knows the sessions and scales the behaviours.
         features: Of the dataset, whose classes are then matched with the processor's by name. None: they are the
-            same.
+            same. A streamed dataset forgets them in `map`: take them from before.
 
     Raises:
         NEDSError: On classes that cannot be matched, on what are no rows of a `trials` table, and on a batch that
@@ -80,8 +80,10 @@ class NEDSCollator:
     def __call__(self, rows: pa.Table | list[dict]) -> dict:
         if not isinstance(rows, pa.Table):
             if not len(rows) or not all(isinstance(row, Mapping) for row in rows):
+                of = "" if isinstance(rows, Mapping) or not len(rows) else f" {type(rows[0]).__name__}"
                 raise NEDSError(
-                    f"expected a list of one or more rows, found a {type(rows).__name__} of {len(rows)}"
+                    "expected a list of one or more rows, dictionaries, found a "
+                    f"{type(rows).__name__} of {len(rows)}{of}"
                 )
             # Not all rows have the same, and what is not needed may be what Arrow does not take.
             names = [

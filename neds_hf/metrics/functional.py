@@ -1,7 +1,7 @@
 """How good predictions are, in plain NumPy. Axes are trials B, bins T, units N.
 
 What cannot be scored (a silent unit, a variable that never changes, no trial) is NaN, never an infinity.
-Arrays that do not fit together are a ValueError.
+Arrays that do not fit together are a ValueError. Tensors (on the CPU, without gradient) and lists are taken too.
 """
 
 import numpy as np
@@ -27,7 +27,7 @@ def bits_per_spike(
     Returns:
         (N,) bits per spike; NaN for a silent unit, and for one that the null model holds to be silent.
     """
-    _require_same_shape("log_rates", log_rates, "spike_counts", spike_counts)
+    log_rates, spike_counts = _same_shape("log_rates", log_rates, "spike_counts", spike_counts)
     num_bins = spike_counts.shape[0] * spike_counts.shape[1]
     return bits_from_sums(
         spike_log_likelihood(log_rates, spike_counts),
@@ -50,7 +50,7 @@ def bits_from_sums(
 ) -> np.ndarray:
     """Bits per spike of every unit from `spike_log_likelihood`, its spikes (N,) and trials × bins: (N,)."""
     null_rates = num_spikes / max(num_bins, 1) if null_rates is None else np.asarray(null_rates, np.float64)
-    _require_same_shape("null_rates", null_rates, "units", num_spikes)
+    _same_shape("null_rates", null_rates, "units", num_spikes)
     with np.errstate(divide="ignore", invalid="ignore"):
         null = num_spikes * np.log(null_rates) - num_bins * null_rates
         bits = (log_likelihood - null) / (num_spikes * np.log(2))
@@ -93,7 +93,7 @@ def psth_r2(log_rates: np.ndarray, spike_counts: np.ndarray) -> np.ndarray:
     Returns:
         (N,); NaN for a unit whose average count is the same in all bins.
     """
-    _require_same_shape("log_rates", log_rates, "spike_counts", spike_counts)
+    log_rates, spike_counts = _same_shape("log_rates", log_rates, "spike_counts", spike_counts)
     if not len(spike_counts):
         return np.full(spike_counts.shape[2], np.nan)
     return psth_r2_from_means(np.exp(np.asarray(log_rates, np.float64)).mean(0), spike_counts.mean(0))
@@ -137,19 +137,19 @@ def present_trials(real: np.ndarray) -> np.ndarray:
 
 
 def _present_trials(predicted: np.ndarray, real: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    _require_same_shape("predicted", predicted, "real", real)
+    predicted, real = _same_shape("predicted", predicted, "real", real)
     present = present_trials(real)
-    return np.asarray(predicted, np.float64)[present], np.asarray(real, np.float64)[present]
+    return predicted.astype(np.float64)[present], real.astype(np.float64)[present]
 
 
 def _present_classes(predicted: np.ndarray, real: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    _require_same_shape("predicted_class", predicted, "real_class", real)
-    present = np.asarray(real) >= 0
-    return np.asarray(predicted)[present], np.asarray(real)[present]
+    predicted, real = _same_shape("predicted_class", predicted, "real_class", real)
+    present = real >= 0
+    return predicted[present], real[present]
 
 
-def _require_same_shape(name: str, values: np.ndarray, other_name: str, other: np.ndarray) -> None:
-    if np.shape(values) != np.shape(other):
-        raise ValueError(
-            f"{name} is {np.shape(values)}, expected the shape of {other_name}: {np.shape(other)}"
-        )
+def _same_shape(name: str, values, other_name: str, other) -> tuple[np.ndarray, np.ndarray]:
+    values, other = np.asarray(values), np.asarray(other)
+    if values.shape != other.shape:
+        raise ValueError(f"{name} is {values.shape}, expected the shape of {other_name}: {other.shape}")
+    return values, other

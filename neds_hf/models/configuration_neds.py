@@ -189,7 +189,7 @@ class NEDSConfig(Checkpoint, PreTrainedConfig):
         published code did until March 2026.
     loss (`str`, defaults to `"per_trial"`):
         `"per_trial"`: every trial counts the same; `"published"`: the published code's, over the hidden targets
-        of the batch.
+        of the batch, or of the part of it that a process or a step of gradient accumulation sees.
     loss_weights (`dict[str, float]`, *optional*):
         Weight of a modality's loss in the total; 1 where not named.
     label_smoothing (`float`, defaults to 0.0):
@@ -267,8 +267,20 @@ class NEDSConfig(Checkpoint, PreTrainedConfig):
         for place, modality in enumerate(self.modalities):
             if modality.get("kind") not in KINDS or (modality["kind"] == "spikes") != (place == 0):
                 raise ValueError(f"modality {modality.get('name')!r} has kind {modality.get('kind')!r}")
-            if modality["kind"] == "categorical" and len(modality.get("classes", ())) < 2:
-                raise ValueError(f"categorical modality {modality['name']!r} needs at least two classes")
+            classes = modality.get("classes", ())
+            if modality["kind"] != "categorical":
+                if classes:
+                    raise ValueError(f"modality {modality['name']!r} is {modality['kind']}, but has classes")
+            elif (
+                not isinstance(classes, list | tuple)
+                or not all(isinstance(one, str) for one in classes)
+                or len(set(classes)) != len(classes)
+                or len(classes) < 2
+            ):
+                raise ValueError(
+                    f"categorical modality {modality['name']!r} needs at least two classes, a list of distinct "
+                    f"names, not {classes!r}"
+                )
         for name in POSITIVE:
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:

@@ -390,6 +390,8 @@ class NEDSModel(Checkpoint, PreTrainedModel):
     ) -> None:
         """Give the model new animals: new rows for their units, and a session embedding to start from.
 
+        The tables are new parameters, with the rows of all animals: an optimizer made before trains none of them.
+
         Args:
             sessions: Session id to number of units N.
             mean_counts: Session id to (N,) mean spikes per bin on training trials; the readout then starts from
@@ -476,12 +478,12 @@ class NEDSModel(Checkpoint, PreTrainedModel):
             spike_counts: (B, T, N), any integer or float dtype; N is the largest unit count of the batch.
             unit_mask: (B, N) bool, True for a real unit. Default: the first `unit_counts` of each session.
             behaviors: Name to (B, T) scaled values, or (B,) class indices, or (B, classes) probabilities (not with
-                the `"mlp"` tokenizer). What is missing may hold anything.
+                the `"mlp"` tokenizer). What is missing by `available` may hold anything.
             available: Name to (B,) bool, True where the trial has the behaviour. Default: those of `behaviors`.
             hidden: Modality to (B, T) bool, or (B,) for all its bins: what is to be predicted. A token of
                 several bins is hidden when one of them is. Default: in training drawn by
                 `config.scheme_weights`, else nothing.
-            scheme: A masking scheme for all trials, instead of `hidden`.
+            scheme: A masking scheme for all trials, instead of `hidden`, not beside it.
             output_hidden_states: Return `hidden_states`.
             output_attentions: Return `attentions`; needs eager attention.
             return_loss: Compute the loss. Outside training, with neither `hidden` nor `scheme`, it is that of
@@ -489,7 +491,8 @@ class NEDSModel(Checkpoint, PreTrainedModel):
                 nothing hidden.
 
         Raises:
-            ValueError: Shapes that do not fit the configuration, or a unit that the session does not have.
+            ValueError: Shapes that do not fit the configuration, a session or a unit that the model does not
+                have, a class that there is not, values that are not finite, or both `hidden` and `scheme`.
         """
         config, behaviors = self.config, behaviors or {}
         unit_mask = self._checked_unit_mask(session_index, spike_counts, unit_mask)
@@ -502,6 +505,8 @@ class NEDSModel(Checkpoint, PreTrainedModel):
         if output_attentions and config._attn_implementation != "eager":
             raise ValueError("output_attentions needs attn_implementation='eager'")
 
+        if hidden is not None and scheme is not None:
+            raise ValueError(f"hidden and scheme {scheme!r} are both given, expected one of them")
         two_passes = False
         if hidden is None:
             if self.training or scheme is not None:
@@ -530,9 +535,17 @@ class NEDSModel(Checkpoint, PreTrainedModel):
 
         losses = None
         if two_passes:
+            # Not `self(...)`: what a subclass does to the inputs, it has done.
             passes = [
-                self(
-                    session_index, spike_counts, unit_mask, behaviors, available, scheme=one, return_dict=True
+                NEDSModel.forward(
+                    self,
+                    session_index,
+                    spike_counts,
+                    unit_mask,
+                    behaviors,
+                    available,
+                    scheme=one,
+                    return_dict=True,
                 )
                 for one in ("encoding", "decoding")
             ]
@@ -559,6 +572,8 @@ class NEDSModel(Checkpoint, PreTrainedModel):
                 f"spike_counts is {tuple(spike_counts.shape)}, session_index {tuple(session_index.shape)}; "
                 "expected (trials, bins, units) and (trials,)"
             )
+        if session_index.dtype not in (torch.int64, torch.int32):  # torch takes bytes for a mask
+            raise ValueError(f"session_index is of type {session_index.dtype}, expected torch.int64")
         batch_size, num_bins, num_units = spike_counts.shape
         if num_bins != self.config.num_bins:
             raise ValueError(f"spike_counts has {num_bins} bins, the model {self.config.num_bins}")
@@ -571,6 +586,7 @@ class NEDSModel(Checkpoint, PreTrainedModel):
             ) from error
         exists = torch.arange(num_units, device=counts.device) < counts[:, None]
         # What depends on values is checked so that `torch.export` keeps it.
+        torch_compilable_check(session_index >= 0, "session_index holds a negative number")
         if unit_mask is None:
             torch_compilable_check(
                 counts <= num_units,
@@ -611,6 +627,17 @@ class NEDSModel(Checkpoint, PreTrainedModel):
                 filled[name] = available[name].bool()
             else:
                 filled[name] = torch.full((batch_size,), name in behaviors, device=device)
+        for name, values in behaviors.items():
+            if values.dim() == 1:
+                classes = self.config.behaviors[name]
+                if values.is_floating_point():
+                    raise ValueError(f"{name} is of type {values.dtype}, expected class indices, torch.int64")
+                fits, wrong = (values >= 0) & (values < classes), f"a class that is not of 0 to {classes - 1}"
+            else:
+                fits, wrong = values.isfinite().all(1), "values that are not finite"
+            torch_compilable_check(
+                fits | ~filled[name], f"{name} holds {wrong}; `available` says which trials are without it"
+            )
         return filled
 
     def _checked_hidden(self, batch_size, hidden):
@@ -688,7 +715,8 @@ class NEDSModel(Checkpoint, PreTrainedModel):
                 features[name] = self.session_tokenizer[name](values.to(dtype), session_index)
             elif classes:
                 table = self.behavior_embedding[name]
-                value = table(values) if values.shape[1] == 1 else (values.to(dtype) @ table())[:, None]
+                single = values.shape[1] == 1
+                value = table(values.long()) if single else (values.to(dtype) @ table())[:, None]
                 features[name] = value.expand(-1, tokens[name], -1)
             else:
                 values = values.to(dtype).reshape(batch_size, tokens[name], config.bins_per_token)

@@ -200,10 +200,10 @@ class NEDSTrainer(Trainer):
         start = (self._micro_step * self.args.world_size + self.args.process_index) * per_device
         rows = slice(start, start + len(session_index))  # of the global batch
         self.mask_generator.manual_seed(self.args.seed * 1_000_003 + self.state.global_step)
-        uniform = torch.rand(size, num_uniform(self.model.config), generator=self.mask_generator)[rows]
-        hidden, available = sample_masks(
-            self.model.config, inputs["available"], uniform.to(session_index.device)
-        )
+        config = self.model.config
+        uniform = torch.rand(size, num_uniform(config), generator=self.mask_generator)
+        uniform = uniform[:1].expand(len(session_index), -1) if config.masks_per == "batch" else uniform[rows]
+        hidden, available = sample_masks(config, inputs["available"], uniform.to(session_index.device))
         if self.args.mixup:
             rng = np.random.default_rng([self.args.seed, self.state.global_step])
             inputs = self._mixed(inputs, rng.random(size)[rows], rng.beta(*2 * [self.args.mixup], size)[rows])

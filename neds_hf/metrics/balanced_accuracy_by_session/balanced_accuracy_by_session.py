@@ -20,6 +20,9 @@ Args:
 Returns:
     balanced_accuracy: mean over sessions; a session without a class is left out.
     balanced_accuracy_by_session: session to the mean over its classes of the fraction that is predicted.
+
+Raises:
+    ValueError: Not whole numbers, such as probabilities.
 """
 CITATION = """Brodersen et al. 2010, The balanced accuracy and its posterior distribution, ICPR."""
 
@@ -27,12 +30,16 @@ CITATION = """Brodersen et al. 2010, The balanced accuracy and its posterior dis
 class BalancedAccuracyBySession(evaluate.Metric):
     def _info(self) -> evaluate.MetricInfo:
         features = Features(
-            {"predictions": Value("int64"), "references": Value("int64"), "sessions": Value("string")}
+            # Not whole numbers, which `evaluate` would make of probabilities without a word.
+            {"predictions": Value("float64"), "references": Value("float64"), "sessions": Value("string")}
         )
         return evaluate.MetricInfo(DESCRIPTION, CITATION, features, INPUTS)
 
     def _compute(self, predictions, references, sessions) -> dict:
         predictions, references, sessions = map(np.array, (predictions, references, sessions))
+        for name, classes in (("predictions", predictions), ("references", references)):
+            if (classes % 1 != 0).any():
+                raise ValueError(f"{name} holds {classes[classes % 1 != 0][0]}, expected class indices")
         by_session = {
             str(session): functional.balanced_accuracy(
                 predictions[sessions == session], references[sessions == session]

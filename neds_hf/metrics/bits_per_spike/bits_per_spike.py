@@ -27,18 +27,18 @@ CITATION = """Pei et al. 2021, Neural Latents Benchmark '21, arXiv 2109.04463.""
 
 class BitsPerSpike(evaluate.Metric):
     def _info(self) -> evaluate.MetricInfo:
-        features = Features(
-            {"predictions": List(List(Value("float64"))), "references": List(List(Value("int64")))}
-        )
+        # Spikes too: of fractions in lists, whole numbers would keep the whole part without a word.
+        numbers = List(List(Value("float64")))
+        features = Features({"predictions": numbers, "references": numbers})
         return evaluate.MetricInfo(DESCRIPTION, CITATION, features, INPUTS)
 
     def _compute(self, predictions, references, null_rates=None) -> dict[str, float]:
         counts = np.array(references)
+        bits = functional.bits_per_spike(np.array(predictions), counts, null_rates)
         scored = counts.any((0, 1))
         if null_rates is not None:
             scored &= np.asarray(null_rates) > 0
-        bits = functional.bits_per_spike(np.array(predictions), counts, null_rates)[scored]
         return {
-            "bits_per_spike": float(bits.mean()) if len(bits) else float("nan"),
+            "bits_per_spike": float(bits[scored].mean()) if scored.any() else float("nan"),
             "silent_units": int((~scored).sum()),
         }
