@@ -105,6 +105,7 @@ def main() -> None:
     )
     parser.add_argument("--presets", nargs="+", choices=list(SESSIONS), default=list(SESSIONS))
     parser.add_argument("--seconds", type=float, default=30, help="of each of the trainings, warmed up")
+    parser.add_argument("--rounds", type=int, default=10, help="products of each matmul rate that count")
     parser.add_argument("--trials", type=int, default=256, help="trials of a step")
     parser.add_argument(
         "--workers", type=int, default=min(8, (os.cpu_count() or 1) - 1), help="that load data"
@@ -163,9 +164,9 @@ def measure(preset: str, options: argparse.Namespace) -> Iterator[dict]:
         needed = operations(config) * options.trials
         attention = attention_seconds(config, options)
         for compiled in (False, True):
-            rate = matmul_rate(torch.bfloat16, options.device)
+            rate = matmul_rate(torch.bfloat16, options.device, options.rounds)
             result = train(config, batches(recordings, processor, options), compiled, options)
-            rate = max(rate, matmul_rate(torch.bfloat16, options.device))
+            rate = max(rate, matmul_rate(torch.bfloat16, options.device, options.rounds))
             floor = needed / rate
             trials_per_second = options.trials / result["step_seconds"]
             yield {

@@ -73,7 +73,7 @@ def test_prediction(tmp_path):
 
 def test_gpu_on_the_cpu(tmp_path):
     """Compiled as far as needs no C++ compiler."""
-    sizes = "--device cpu --presets small --seconds 0.1 --workers 1 --backend aot_eager".split()
+    sizes = "--device cpu --presets small --seconds 0.1 --rounds 1 --workers 1 --backend aot_eager".split()
     results = results_of("gpu", tmp_path, *SMALL, *sizes)
     assert [one["compiled"] for one in results["trainings"]] == [False, True]
     for one in results["trainings"]:

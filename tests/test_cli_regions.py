@@ -1,6 +1,8 @@
 """`neds regions`: every flag, what it writes, its errors and its exit status."""
 
 import json
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 
 import pandas as pd
@@ -18,8 +20,10 @@ from neds_hf.cli.main import main
 from neds_hf.training.sessions import open_recordings
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-# The third unit of `ann` is silent and dropped; the model does not know `cat`, which has no regions.
+# The third unit of `ann` is silent and dropped; the model does not know `cat`, which has no regions. In the other
+# mappings regions have other names.
 ALLEN = {"ann": ["CA1", "CA3", "CA1", "VISp", "VISp", "VISp"], "bob": [*["CA1", "VISp"] * 4, "root"]}
+BERYL = {"CA1": "CA1", "CA3": "CA3", "VISp": "VIS", "root": "root"}
 COSMOS = {"CA1": "HPF", "CA3": "HPF", "VISp": "Isocortex", "root": "root"}
 FEATURES = [
     "chance",
@@ -32,15 +36,18 @@ FEATURES = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def one_penalty(monkeypatch):
+@pytest.fixture(autouse=True, scope="module")
+def one_penalty():
     """To be quick."""
-    monkeypatch.setattr(analysis, "INVERSE_PENALTIES", (1.0,))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(analysis, "INVERSE_PENALTIES", (1.0,))
+        yield
 
 
 def with_regions(recording):
     if recording.session in ALLEN:
-        recording.units["allen"] = recording.units["beryl"] = ALLEN[recording.session]
+        recording.units["allen"] = ALLEN[recording.session]
+        recording.units["beryl"] = recording.units["allen"].map(BERYL)
         recording.units["cosmos"] = recording.units["allen"].map(COSMOS)
     return recording
 
@@ -58,23 +65,42 @@ def groups(tmp_path):
     return file
 
 
-@pytest.fixture
-def regions(located, model_folder, tmp_path):
-    def run(*more, out="regions") -> dict:
-        folder = tmp_path / "new" / out
+@pytest.fixture(scope="module")
+def regions(located, model_folder, tmp_path_factory):
+    """Run it with more arguments; its folder and the metrics there."""
+
+    def run(*more) -> tuple[Path, dict]:
+        folder = tmp_path_factory.mktemp("new") / "deep" / "regions"
         argv = ["--model", model_folder, "--dataset", located, "--output", folder, "--min-units", 5, *more]
         assert main(["regions", *map(str, argv)]) == 0
-        return json.loads((folder / "metrics.json").read_text())
+        return folder, json.loads((folder / "metrics.json").read_text())
 
     return run
 
 
-def test_both_splits_are_scored_written_drawn_and_printed(regions, tmp_path, capsys):
-    metrics = regions("--mapping", "cosmos")
+@pytest.fixture(scope="module")
+def by_default(regions):
+    """Folder and metrics of a run, and the recordings that its features are of."""
+    seen, features = [], regions_command.unit_features
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            regions_command, "unit_features", lambda model, of: seen.append(of) or features(model, of)
+        )
+        return *regions(), seen[0]
+
+
+@pytest.fixture(scope="module")
+def by_cosmos(regions):
+    """Folder and metrics of a run with that mapping, and what it printed."""
+    with redirect_stdout(StringIO()) as printed:
+        return *regions("--mapping", "cosmos"), printed.getvalue()
+
+
+def test_both_splits_are_scored_written_drawn_and_printed(by_cosmos):
+    folder, metrics, printed = by_cosmos
     assert metrics["regions"] == {"Isocortex": 7, "HPF": 6}
     assert metrics["left_out"] == {"no region": 1} and metrics["left_out_by_session"] == {}
-    folder = tmp_path / "new" / "regions"
-    lines = capsys.readouterr().out.replace("\N{NO-BREAK SPACE}", " ").splitlines()
+    lines = printed.replace("\N{NO-BREAK SPACE}", " ").splitlines()
     assert lines[:2] == ["13 units in Isocortex 7, HPF 6", "left out: no region 1"]
     for by, num_folds in (("unit", 5), ("session", 2)):
         assert list(metrics[f"by_{by}"]) == FEATURES
@@ -94,18 +120,21 @@ def test_both_splits_are_scored_written_drawn_and_printed(regions, tmp_path, cap
     assert "finished" in run and run["versions"]["neds_hf"]
 
 
-def test_the_mapping_is_allen_where_none_is_named_and_rare_regions_are_left_out(regions):
-    metrics = regions()
+def test_the_mapping_is_allen_where_none_is_named_and_rare_regions_are_left_out(by_default):
+    _, metrics, _ = by_default
     assert metrics["regions"] == {"VISp": 7, "CA1": 5}
     assert metrics["left_out"] == {"no region": 1, "in a region of fewer than 5 units": 1}
-    assert regions("--mapping", "beryl", out="beryl")["regions"] == metrics["regions"]
 
 
-def test_a_group_file_and_a_choice_of_regions(regions, groups):
-    metrics = regions("--group", groups)
+def test_a_group_file(regions, groups):
+    _, metrics = regions("--group", groups)
     assert metrics["regions"] == {"cortex": 7, "hippocampus": 6} and metrics["left_out"] == {"no region": 1}
-    chosen = regions("--regions", "CA1", "VISp", out="chosen")
-    assert chosen["left_out"] == {"no region": 1, "not among the chosen regions": 1}
+
+
+def test_a_choice_of_regions_of_another_mapping(regions):
+    _, metrics = regions("--mapping", "beryl", "--regions", "CA1", "VIS")
+    assert metrics["regions"] == {"VIS": 7, "CA1": 5}
+    assert metrics["left_out"] == {"no region": 1, "not among the chosen regions": 1}
 
 
 def test_regions_of_one_session_are_left_out_of_the_split_by_session(model_folder, tmp_path, capsys):
@@ -125,21 +154,17 @@ def test_regions_of_one_session_are_left_out_of_the_split_by_session(model_folde
     assert "no split by session: it needs two regions in two sessions each" in capsys.readouterr().out
 
 
-def test_statistics_are_of_the_validation_trials_too(regions, located, monkeypatch):
+def test_statistics_are_of_the_validation_trials_too(by_default, located):
     """As a model may have learned from these."""
-    seen = []
-    features = regions_command.unit_features
-    monkeypatch.setattr(
-        regions_command, "unit_features", lambda model, of: seen.append(of) or features(model, of)
-    )
-    regions()
+    _, _, recordings = by_default
     splits = open_recordings(located).only(["ann", "bob"]).splits
-    assert len(seen[0].split("train")) == len(splits["train"]) + len(splits["validation"])
+    assert len(recordings.split("train")) == len(splits["train"]) + len(splits["validation"])
 
 
-def test_the_seed_shuffles(regions):
-    one, other = (regions("--mapping", "cosmos", "--seed", s, out=f"seed-{s}")["by_unit"] for s in (0, 5))
-    assert one != other
+def test_the_seed_shuffles(regions, by_cosmos):
+    _, metrics, _ = by_cosmos
+    _, other = regions("--mapping", "cosmos", "--seed", 5)
+    assert metrics["by_unit"] != other["by_unit"]
 
 
 @pytest.mark.parametrize(
@@ -181,9 +206,9 @@ def test_a_dataset_without_regions_is_an_error(dataset, model_folder, tmp_path, 
     assert f"{dataset}: none of the 14 units has a region in the mapping 'allen'" in error
 
 
-def test_other_settings_in_the_same_folder_are_refused(regions, located, model_folder, tmp_path, error_of):
-    regions()
-    argv = ["--model", model_folder, "--dataset", located, "--output", tmp_path / "new" / "regions"]
+def test_other_settings_in_the_same_folder_are_refused(by_default, located, model_folder, error_of):
+    folder, _, _ = by_default
+    argv = ["--model", model_folder, "--dataset", located, "--output", folder]
     assert "two regions of 6 units" in error_of("regions", *argv, "--min-units", 6)
     error = error_of("regions", *argv, "--min-units", 5, "--seed", 1)
     assert "holds a run with other settings: seed 0 there, 1 asked for" in error

@@ -64,10 +64,14 @@ def test_importing_the_package_loads_nothing_heavy():
 
 
 def test_opening_a_dataset_loads_nothing_that_converts():
-    """Half a second of every command that reads: scipy's filters, and what writes a dataset's card."""
-    loaded = run("import sys, neds_hf.training.sessions; print(*sys.modules)").split()
+    """Half a second of every command that reads: scipy's filters, and what writes a dataset's card. A training
+    only tells real sessions from simulated ones, which needs no filters either."""
+    names = "print(*sys.modules)"
+    script = f"import sys, neds_hf.training.sessions; {names}; import neds_hf.training.fit; {names}"
+    loaded, to_train = map(str.split, run(script).splitlines())
     assert "neds_hf.data.trials" in loaded
     assert {"neds_hf.data.storage", "neds_hf.data.alf", "scipy.signal"}.isdisjoint(loaded)
+    assert "neds_hf.data.origin" in to_train and "scipy.signal" not in to_train
 
 
 def test_the_core_needs_neither_one_nor_plotting():

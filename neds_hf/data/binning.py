@@ -5,7 +5,6 @@ start + k * bin_size_s up to, not including, start + (k + 1) * bin_size_s.
 """
 
 import numpy as np
-from scipy.signal import butter, sosfiltfilt
 
 from neds_hf.errors import NEDSError
 
@@ -139,6 +138,8 @@ def wheel_speed(timestamps_s: np.ndarray, position_rad: np.ndarray) -> tuple[np.
         NEDSError: Lengths differ, values are not finite, times go back, or less than 0.1 s or more than
             `MAX_WHEEL_S` is recorded.
     """
+    from scipy.signal import butter, sosfiltfilt  # slow to import, and every training imports this file
+
     sampling_rate_hz, corner_hz, order = 1000, 20, 8
     timestamps_s, position_rad = np.asarray(timestamps_s, float), np.asarray(position_rad, float)
     if timestamps_s.ndim != 1 or timestamps_s.shape != position_rad.shape:
