@@ -29,6 +29,7 @@ from neds_hf.cli import finetune, pretrain
 from neds_hf.cli.baselines import with_validation
 from neds_hf.data.alf import open_local
 from neds_hf.data.builder import BEHAVIORS, one_sources
+from neds_hf.data.files import read_json, write_json
 from neds_hf.data.schema import ConversionOptions, check_path
 from neds_hf.data.simulation import SimulationOptions, read_true_rates, simulate
 from neds_hf.data.storage import convert
@@ -38,7 +39,7 @@ from neds_hf.models.configuration_neds import PRESETS
 from neds_hf.training.arguments import NEDSTrainingArguments
 from neds_hf.training.fit import fit, split_loader
 from neds_hf.training.inference import TASKS, predict
-from neds_hf.training.runs import environment, finish_run, read_json, start_run, write_arrays, write_json
+from neds_hf.training.runs import environment, finish_run, start_run, write_arrays
 from neds_hf.training.sessions import Recordings, load_model, mean_table, open_recordings
 
 # How the models are trained, beyond the defaults of `NEDSTrainingArguments`. `eval_steps` is the share of the

@@ -9,6 +9,7 @@ import numpy as np
 from neds_hf.analysis.comparison import score_predictions
 from neds_hf.analysis.report import text_table
 from neds_hf.analysis.summary import grouped, score_table, summary
+from neds_hf.data.files import write_json
 from neds_hf.data.schema import SPLITS
 from neds_hf.data.simulated_mouse import BIN_SIZE_S, NUM_BINS, WINDOW_START_S
 from neds_hf.data.simulation import read_true_rates
@@ -16,7 +17,7 @@ from neds_hf.errors import NEDSError
 from neds_hf.models import NEDSProcessor
 from neds_hf.training.fit import split_loader
 from neds_hf.training.inference import score, score_single_behaviors
-from neds_hf.training.runs import check_output, environment, write_json
+from neds_hf.training.runs import check_output, environment
 from neds_hf.training.sessions import Recordings, known_recordings, load_models, open_recordings
 
 TITLES = {"encoding": "Encoding, spikes from behaviour", "decoding": "Decoding, behaviour from spikes"}

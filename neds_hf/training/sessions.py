@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from transformers.utils import find_adapter_config_file
 
 from neds_hf.data.collator import class_indices
+from neds_hf.data.files import read_json
 from neds_hf.data.schema import SPLITS, behaviors_of, check_path
 from neds_hf.data.trials import SessionTrials, session_trials
 from neds_hf.errors import NEDSError, one_line
@@ -23,7 +24,7 @@ from neds_hf.models.configuration_neds import CHECKPOINTS, IBL_MODALITIES, NEDSC
 from neds_hf.models.modeling_neds import NEDSModel
 from neds_hf.models.processing_neds import NEDSProcessor, check_processor
 from neds_hf.training.inference import Ensemble
-from neds_hf.training.runs import RUN_FILE, fingerprint_of, read_json, read_run
+from neds_hf.training.runs import RUN_FILE, fingerprint_of, read_run
 
 # What a model is loaded from.
 MODEL_FILES = ["*config.json", RUN_FILE, "*.safetensors", "*.safetensors.index.json"]
