@@ -4,7 +4,6 @@ Every step keeps what an earlier, interrupted call finished.
 """
 
 import argparse
-import importlib.util
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -33,7 +32,7 @@ from neds_hf.data.files import read_json, write_json
 from neds_hf.data.schema import ConversionOptions, check_path
 from neds_hf.data.simulation import SimulationOptions, read_true_rates, simulate
 from neds_hf.data.storage import convert
-from neds_hf.errors import NEDSError
+from neds_hf.errors import NEDSError, require
 from neds_hf.models import NEDSModel, NEDSProcessor
 from neds_hf.models.configuration_neds import PRESETS
 from neds_hf.training.arguments import NEDSTrainingArguments
@@ -152,10 +151,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def check(args: argparse.Namespace) -> None:
     """Raise NEDSError for what would stop the demo later."""
-    if missing := [
-        name for name in ("one", "matplotlib", "jinja2") if importlib.util.find_spec(name) is None
-    ]:
-        raise NEDSError(f"the demo needs {', '.join(missing)}: pip install 'neds_hf[ibl,report]'")
+    require("the demo", "ibl,report", "one", "matplotlib")
     if not 1 <= args.new < args.sessions:
         raise NEDSError(f"--new must be at least 1 and below --sessions {args.sessions}, not {args.new}")
     if args.workers < 1 or min(args.epochs) < 1:

@@ -13,7 +13,7 @@ from neds_hf.models import NEDSProcessor
 from neds_hf.training.fit import split_loader
 from neds_hf.training.inference import TASKS, predict
 from neds_hf.training.runs import check_output, write_arrays
-from neds_hf.training.sessions import known_recordings, load_models, open_recordings
+from neds_hf.training.sessions import check_bins, known_recordings, load_models, open_recordings
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -90,13 +90,8 @@ def from_arrays(
     recording = read_arrays(path, None, named, classes)
     if recording.session not in processor.session_ids:
         raise NEDSError(f"the model does not know session {recording.session}; `neds finetune` adapts it")
-    found = (recording.spike_counts.shape[1], recording.bin_size_s, recording.window_s[0])
-    expected = (processor.num_bins, processor.bin_size_s, processor.window_start_s)
-    if not np.allclose(found, expected) or recording.align_event != processor.align_event:
-        raise NEDSError(
-            f"{path} has (bins, bin size, window start, event) {(*found, recording.align_event)}, "
-            f"the model {(*expected, processor.align_event)}"
-        )
+    num_bins, start_s = recording.spike_counts.shape[1], recording.window_s[0]
+    check_bins(processor, (num_bins, recording.bin_size_s, start_s, recording.align_event), f"{path} has")
     if len(recording.trial_index) == 0:
         raise NEDSError(f"{path} has no trial")
     places = {uuid: place for place, uuid in enumerate(recording.units["uuid"])}

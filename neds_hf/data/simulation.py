@@ -9,7 +9,6 @@ Under the output folder:
 """
 
 import datetime
-import importlib.util
 import json
 import os
 import shutil
@@ -38,7 +37,7 @@ from neds_hf.data.simulated_mouse import (
     fire,
 )
 from neds_hf.data.workers import outcomes
-from neds_hf.errors import NEDSError
+from neds_hf.errors import NEDSError, require
 
 TRIALS_TABLE = (
     "intervals_0",
@@ -123,8 +122,7 @@ def simulate(out: str | Path, sessions: int = 10, workers: int = 1, **options) -
     """
     if sessions < 1 or workers < 1:
         raise NEDSError(f"at least 1 session and 1 worker are needed, not {sessions} and {workers}")
-    if importlib.util.find_spec("one") is None:
-        raise NEDSError("ONE cache tables are written with ONE: pip install 'neds_hf[ibl]'")
+    require("a simulation, which has ONE cache tables,", "ibl", "one")
 
     out, options = Path(out), SimulationOptions(**options)
     _claim_folder(out, options)
