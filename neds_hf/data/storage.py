@@ -35,6 +35,7 @@ from neds_hf.data.schema import (
     SESSION_FEATURES,
     SPLITS,
     UNIT_FEATURES,
+    Behaviors,
     ConversionOptions,
     Recording,
     split_of_trials,
@@ -49,9 +50,6 @@ ROW_GROUP_BYTES = 4 << 20
 PAGE_BYTES = 64 << 10
 # Written and read a third faster than by a dictionary, for files a fifth larger.
 ENCODING_OF_COUNTS = {"spike_counts.list.element": "DELTA_BINARY_PACKED"}
-
-# Name of each behaviour to its class names, or to None for a continuous one.
-Behaviors = dict[str, tuple[str, ...] | None]
 
 
 @dataclass(frozen=True)
@@ -466,9 +464,7 @@ def _trial_table(recording: Recording, rows: np.ndarray, kept: np.ndarray, behav
             columns[name] = pa.array(indices, pa.int64(), mask=indices < 0)
         else:
             columns[name] = pa.nulls(trials)
-    classes = {name: names for name, names in behaviors.items() if names is not None}
-    continuous = [name for name, names in behaviors.items() if names is None]
-    return _table(columns, trial_features(continuous, classes))
+    return _table(columns, trial_features(behaviors))
 
 
 def _list_array(values: np.ndarray) -> pa.ListArray:
