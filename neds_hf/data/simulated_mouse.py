@@ -56,13 +56,11 @@ class Neurons:
     """The neurons of a mouse, and how they fire.
 
     Attributes:
-        region: (N,) acronym out of `REGIONS`.
-        spike_times: One sorted array a neuron.
+        spike_times: One sorted array a neuron, in seconds.
         log_rates_full: (trials, bins, N) ln of the expected spikes per bin given everything.
         log_rates_behavior: The same given only the choice, block, wheel and whiskers of the trial.
     """
 
-    region: np.ndarray
     spike_times: list[np.ndarray]
     log_rates_full: np.ndarray
     log_rates_behavior: np.ndarray
@@ -490,7 +488,7 @@ def _per_bin(rates: np.ndarray, fraction: np.ndarray) -> np.ndarray:
 
 
 def fire(rng: np.random.Generator, behavior: Behavior, region: np.ndarray) -> Neurons:
-    """Draw neurons of these regions and their spikes.
+    """Draw neurons of these regions, (N,) acronyms out of `REGIONS`, and their spikes.
 
     The log rate is a baseline, the weighted responses, and Gaussian fluctuations that nobody observes. Spikes
     are Poisson. `log_rates_behavior` is the log of the exact expectation of the rate given the trial's choice,
@@ -553,7 +551,6 @@ def fire(rng: np.random.Generator, behavior: Behavior, region: np.ndarray) -> Ne
     constant = (baseline + half_variance).astype(np.float32)
     marginal *= np.exp(given_behavior[window] + constant)
     return Neurons(
-        region=region,
         spike_times=spike_times,
         log_rates_full=np.log(_per_bin(rates[window], fraction)),
         log_rates_behavior=np.log(_per_bin(marginal, fraction)),
