@@ -151,6 +151,7 @@ def run_method(
 
 
 def has_behavior(trials: SessionTrials) -> bool:
+    """Whether one of the trials has one."""
     return any(np.isfinite(values).any() for values in trials.continuous.values()) or any(
         (values >= 0).any() for values in trials.categorical.values()
     )

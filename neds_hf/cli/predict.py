@@ -64,7 +64,11 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def from_dataset(processor: NEDSProcessor, arguments) -> tuple[str, np.ndarray, np.ndarray, DataLoader]:
-    """Session, trial and unit indices, and batches of a dataset's split."""
+    """Session, trial indices (B,), unit indices (N,), and batches of a dataset's split.
+
+    Raises:
+        NEDSError: No session is named where there are several, or the model does not know it (`known_recordings`).
+    """
     recordings = open_recordings(arguments.dataset)
     if arguments.session is None and len(recordings.session_ids) > 1:
         raise NEDSError(
@@ -83,7 +87,12 @@ def from_dataset(processor: NEDSProcessor, arguments) -> tuple[str, np.ndarray, 
 def from_arrays(
     processor: NEDSProcessor, path: Path, task: str, batch_size: int
 ) -> tuple[str, np.ndarray, np.ndarray, DataLoader]:
-    """The same of trial arrays, with the units that the model knows, in its order."""
+    """The same of trial arrays, with the units that the model knows, in its order.
+
+    Raises:
+        NEDSError: A file that is no such arrays, of an unknown session, of other bins, without a trial, a unit of
+            the model or, for `"encoding"`, any behaviour.
+    """
     there = array_names(path)
     named = [name for name in processor.behaviors if name in there and name not in IBL_BEHAVIORS]
     classes = {name: tuple(given) for name, given in processor.behaviors.items() if given is not None}

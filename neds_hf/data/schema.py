@@ -49,6 +49,9 @@ class ConversionOptions:
         fold: 0 to 4: which fifth of the trials is the test part; the five together hold every trial once.
         whisker_camera: `"left"` or `"right"`, the camera of the whisker motion energy; the other one where it has
             none.
+
+    Raises:
+        NEDSError: A value that is not possible; the message names it.
     """
 
     align_event: str = "stimOn_times"
@@ -93,6 +96,7 @@ class ConversionOptions:
 
     @property
     def num_bins(self) -> int:
+        """Bins of a trial."""
         return round((self.window_s[1] - self.window_s[0]) / self.bin_size_s)
 
 
@@ -113,6 +117,9 @@ class Recording:
         window_s, bin_size_s, align_event: What the bins mean.
         dropped_trials: Reason to number of trials.
         provenance: Where the data came from: source files with revision and hash.
+
+    Raises:
+        NEDSError: Arrays that do not fit together.
     """
 
     session: str

@@ -25,6 +25,9 @@ class SessionSums:
         num_bins, num_units: T and N of the session.
         continuous: Names of the continuous behaviours.
         classes: Name of each categorical behaviour to its number of classes.
+
+    Raises:
+        ValueError: Trials are added of another shape, or of a class that does not exist.
     """
 
     def __init__(self, num_bins: int, num_units: int, continuous: list[str], classes: dict[str, int]) -> None:

@@ -314,7 +314,11 @@ class NEDSConfig(Checkpoint, PreTrainedConfig):
 
     @classmethod
     def from_preset(cls, preset: str, **kwargs) -> "NEDSConfig":
-        """The sizes of `"tiny"`, `"compact"`, `"small"` or `"base"`; `kwargs` override and complete them."""
+        """The settings of `"tiny"`, `"compact"`, `"small"` or `"base"`; `kwargs` override and complete them.
+
+        Raises:
+            ValueError: There is no such preset.
+        """
         if preset not in PRESETS:
             raise ValueError(f"no preset {preset!r}; there are: {', '.join(PRESETS)}")
         return cls(**{**PRESETS[preset], **kwargs})

@@ -179,7 +179,7 @@ class NEDSProcessor(Checkpoint, ProcessorMixin):
         return (values - offset) / scale
 
     def unscale(self, session: str, name: str, values: np.ndarray) -> np.ndarray:
-        """Back from the model's scale to the data's own units."""
+        """Back from the model's scale to the data's own units. Raises ValueError as `scale` does."""
         offset, scale = self._constants(session, name)
         return values * scale + offset
 
