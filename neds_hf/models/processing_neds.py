@@ -183,6 +183,25 @@ class NEDSProcessor(Checkpoint, ProcessorMixin):
         offset, scale = self._constants(session, name)
         return values * scale + offset
 
+    def in_data_units(self, session: str, predictions: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
+        """What a model predicts of behaviours in trials of one session, in the data's own units.
+
+        Args:
+            session: Session id.
+            predictions: As in `NEDSOutput`, on the CPU; what else is in it is not looked at.
+
+        Returns:
+            Behaviour to (B, T), or (B, classes) probabilities. A continuous one that the session's training trials
+            did not have, so that its scale is not known, is left out.
+        """
+        scaling, behaviors = self.session(session)["scaling"], {}
+        for name, classes in self.behaviors.items():
+            if classes:
+                behaviors[name] = predictions[name].softmax(-1).numpy()
+            elif name in scaling:
+                behaviors[name] = self.unscale(session, name, predictions[name].numpy())
+        return behaviors
+
     def _constants(self, session: str, name: str) -> list[float]:
         scaling = self.session(session)["scaling"]
         if name not in scaling:

@@ -179,13 +179,6 @@ def predict(
         predicted = {"log_rates": output.log_rates} if task == "encoding" else output.predictions
         outputs.append({name: values.cpu() for name, values in predicted.items()})
     predictions = {name: torch.cat([output[name] for output in outputs]) for name in outputs[0]}
-    if task == "decoding":
-        session = processor.session_ids[int(batch["session_index"][0])]
-        for name, classes in processor.behaviors.items():
-            if classes:
-                predictions[name] = predictions[name].softmax(-1)
-            elif name in processor.session(session)["scaling"]:
-                predictions[name] = processor.unscale(session, name, predictions[name].numpy())
-            else:
-                del predictions[name]
-    return {name: np.asarray(values) for name, values in predictions.items()}
+    if task == "encoding":
+        return {"log_rates": predictions["log_rates"].numpy()}
+    return processor.in_data_units(processor.session_ids[int(batch["session_index"][0])], predictions)
