@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from accelerate.utils import send_to_device
 from common import HERE
 from machine import best_seconds, matmul_rate, peak_bytes
 from page import publish, row
@@ -25,7 +26,6 @@ from torch.utils.data import DataLoader, RandomSampler
 
 from neds_hf.data.collator import ArrowTrials, NEDSCollator
 from neds_hf.models import NEDSConfig, NEDSModel, NEDSProcessor
-from neds_hf.training.inference import move
 from neds_hf.training.sessions import Recordings, new_processor, open_recordings
 
 SESSIONS = {"small": 1, "base": 74}
@@ -66,7 +66,7 @@ def train(config: NEDSConfig, loader: Iterator[dict], compiled: bool, options: a
         if steps == 0:
             warm_up, waited, start = time.perf_counter() - start, 0.0, time.perf_counter()
         asked = time.perf_counter()
-        batch = move(next(loader), device)
+        batch = send_to_device(next(loader), device)
         waited += time.perf_counter() - asked
         training_step(model, optimizer, batch, torch.bfloat16)()
         if options.device == "cuda":

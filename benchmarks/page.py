@@ -11,7 +11,8 @@ from pathlib import Path
 import pandas as pd
 from common import HERE, markdown, write_table
 
-from neds_hf.training.runs import environment, write_json
+from neds_hf.data.files import write_json
+from neds_hf.training.runs import environment
 
 PAGE = HERE.parent / "BENCHMARKS.md"
 COLUMNS = ("what", "floor", "measured", "ratio", "target")

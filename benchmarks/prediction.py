@@ -102,12 +102,7 @@ def measure(preset: str, dtype: str, options: argparse.Namespace) -> dict:
     @torch.no_grad()
     def decode_one() -> dict[str, np.ndarray]:
         output = model(**processor(session, counts[:1]), scheme="decoding", return_loss=False)
-        return {
-            name: output.predictions[name].softmax(-1).numpy()
-            if classes
-            else processor.unscale(session, name, output.predictions[name].numpy())
-            for name, classes in config.behaviors.items()
-        }
+        return processor.in_data_units(session, output.predictions)
 
     def decode_many() -> dict[str, np.ndarray]:
         loader = DataLoader(counts, options.batch, collate_fn=lambda trials: dict(processor(session, trials)))

@@ -24,17 +24,15 @@ from common import HERE
 from page import publish, row
 from steps import SIZES
 from synthetic import write_dataset
+from torchrun import TORCHRUN
 from transformers import TrainerCallback
 
 from neds_hf.cli.main import leave_processes
 from neds_hf.cli.pretrain import prepare
+from neds_hf.data.files import write_json
 from neds_hf.training.arguments import NEDSTrainingArguments
-from neds_hf.training.runs import write_json
 from neds_hf.training.sessions import open_recordings
 from neds_hf.training.trainer import NEDSTrainer
-
-PLACE = "--nproc_per_node 2 --standalone --local-addr 127.0.0.1"  # not every machine's name leads to it
-TORCHRUN = (sys.executable, "-m", "torch.distributed.run", *PLACE.split())
 
 
 class StepTimes(TrainerCallback):

@@ -28,22 +28,20 @@ def make_config(preset: str, units: Sequence[int], **settings) -> NEDSConfig:
     return NEDSConfig.from_preset(preset, session_ids=ids, unit_counts=list(units), **settings)
 
 
-def random_batch(config: NEDSConfig, trials: int, device: str = "cpu") -> dict:
+def random_batch(config: NEDSConfig, trials: int) -> dict:
     """Inputs of `NEDSModel.forward`, the sessions in turns."""
     bins, units = config.num_bins, max(config.unit_counts)
     index = torch.arange(trials) % len(config.session_ids)
     mask = torch.arange(units) < torch.tensor(config.unit_counts)[index][:, None]
-    batch = {
+    return {
         "session_index": index,
         "spike_counts": torch.poisson(torch.full((trials, bins, units), 0.1)).to(torch.uint8) * mask[:, None],
         "unit_mask": mask,
+        "behaviors": {
+            name: torch.randint(classes, (trials,)) if classes else torch.randn(trials, bins)
+            for name, classes in config.behaviors.items()
+        },
     }
-    behaviors = {
-        name: torch.randint(classes, (trials,)) if classes else torch.randn(trials, bins)
-        for name, classes in config.behaviors.items()
-    }
-    batch = {name: value.to(device) for name, value in batch.items()}
-    return batch | {"behaviors": {name: value.to(device) for name, value in behaviors.items()}}
 
 
 def training_step(

@@ -19,7 +19,7 @@ from synthetic import write_dataset
 from torch.utils.data import DataLoader
 
 from neds_hf.data.collator import ArrowTrials, NEDSCollator
-from neds_hf.training.runs import write_json
+from neds_hf.data.files import write_json
 from neds_hf.training.sessions import new_processor, open_recordings
 
 BATCH = 64

@@ -17,14 +17,7 @@ FRAMES_HZ = {"left": 60, "right": 150}
 WHEEL_HZ = 120  # mean rate of the encoder's changes
 
 
-def write_session(
-    cache: Path,
-    subject: str,
-    spikes: int = 20_000_000,
-    clusters: int = 1200,
-    trials: int = 700,
-    seed: int = 0,
-) -> Path:
+def write_session(cache: Path, subject: str, spikes: int, clusters: int, trials: int) -> Path:
     """Write a session with two probes, a wheel and two cameras into a ONE cache; return its folder.
 
     As in a full one, there is more of every spike than a conversion reads.
@@ -34,9 +27,8 @@ def write_session(
         subject: Name of the mouse; the session's id follows from it.
         spikes, clusters: Of both probes together; clusters' rates are log-normal, as in the brain.
         trials: Of 6 s each.
-        seed: Of everything in it.
     """
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     session = cache / "noiselab" / "Subjects" / subject / "2024-01-31" / "001"
     alf = session / "alf"
     duration_s = TRIAL_S * (trials + 2)

@@ -7,25 +7,16 @@ import json
 import subprocess
 import sys
 
+import machine
+import page
 import pytest
+import steps
 import torch
 from benchmark_runs import BENCHMARKS, PAGE, results_of
 
 from neds_hf.models import NEDSConfig, NEDSModel
 
 SMALL = "--units 8 --layers 1 --bins 10 --trials 3".split()
-
-
-@pytest.fixture
-def scripts(monkeypatch):
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    import machine
-    import page
-    import steps
-
-    yield {"machine": machine, "page": page, "steps": steps}
-    for name in ("machine", "page", "steps", "common"):
-        sys.modules.pop(name)
 
 
 def test_training_step(tmp_path):
@@ -86,9 +77,8 @@ def test_gpu_on_the_cpu(tmp_path):
         assert one["paper_training_days"] == pytest.approx(days)
 
 
-def test_operations_are_those_of_the_published_layout(scripts):
+def test_operations_are_those_of_the_published_layout():
     """187 GFLOP for 16 trials of 500 tokens; 300 units and the readouts add less than 2 %."""
-    steps = scripts["steps"]
     config = steps.make_config("small", [300])
     encoder = steps.encoder_operations(config, 16, 500)
     assert encoder == pytest.approx(187.3e9, rel=1e-3)
@@ -105,9 +95,9 @@ def test_the_weights_of_the_published_layout_that_the_page_names():
     assert "27,380 units are 28 MB" in PAGE.read_text() and "42 million weights" in PAGE.read_text()
 
 
-def test_turns_are_taken_and_the_first_does_not_count(scripts):
+def test_turns_are_taken_and_the_first_does_not_count():
     calls = []
-    best = scripts["machine"].best_seconds(
+    best = machine.best_seconds(
         {"a": lambda: calls.append("a"), "b": lambda: calls.append("b")},
         rounds=2,
         before=lambda: calls.append("before"),
@@ -116,8 +106,7 @@ def test_turns_are_taken_and_the_first_does_not_count(scripts):
     assert set(best) == {"a", "b"} and min(best.values()) > 0
 
 
-def test_rates_of_the_machine(scripts):
-    machine = scripts["machine"]
+def test_rates_of_the_machine():
     assert machine.matmul_rate(torch.float32, rounds=1) > 1e8
     assert machine.memory_bandwidth(megabytes=8, rounds=1) > 1e7
 
@@ -136,6 +125,5 @@ def test_peak_is_the_process_own():
 @pytest.mark.parametrize(
     "file", sorted(path.stem for path in BENCHMARKS.glob("*.json") if '"table"' in path.read_text())
 )
-def test_the_page_holds_the_table_of_the_committed_run(scripts, file):
-    page = scripts["page"]
+def test_the_page_holds_the_table_of_the_committed_run(file):
     assert page.table(json.loads((BENCHMARKS / f"{file}.json").read_text())["table"]) in PAGE.read_text()

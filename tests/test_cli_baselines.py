@@ -232,7 +232,7 @@ def test_without_any_behaviour_the_average_trial_is_encoded_and_neds_left_out(tm
 
 def test_a_killed_run_goes_on_where_it_was(arguments, tmp_path):
     argv = arguments("--methods", "poisson_glm")
-    killed_on_writing("predictions/bob.npz.unfinished", "baselines", argv)
+    killed_on_writing("predictions/.bob.npz.unfinished", "baselines", argv)
     folder = tmp_path / "out" / "poisson_glm"
     first = folder / "predictions" / "ann.npz"
     assert not (folder / "metrics.json").exists()

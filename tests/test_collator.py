@@ -17,7 +17,7 @@ MODALITIES = [
     {"name": "wheel", "kind": "continuous"},
     {"name": "pupil", "kind": "continuous"},  # not in the table
 ]
-FEATURES = trial_features(["wheel"], {"choice": ("right", "left")})
+FEATURES = trial_features({"wheel": None, "choice": ("right", "left")})
 ROWS = [
     # spike_counts: bins by units, flat
     ("z", 0, 2, [1, 2, 3, 4], [1.0, 3.0], 0),

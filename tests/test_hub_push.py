@@ -205,6 +205,12 @@ def test_a_copy_that_was_cut_off(model, name):
         push(model, "lab/x")
 
 
+def test_an_adapter_whose_configuration_was_cut_off(model):
+    (model / "adapter_config.json").write_text('{"base_model_name_or_path": "lab')
+    with pytest.raises(NEDSError, match=f"{model}/adapter_config.json cannot be read as JSON"):
+        push(model, "lab/x")
+
+
 @pytest.mark.parametrize("base", ["/home/me/neds-ibl", "neds-ibl", None])
 def test_an_adapter_of_a_model_that_is_not_on_the_hub(model, base):
     config = model / "adapter_config.json"

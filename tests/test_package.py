@@ -18,7 +18,7 @@ from neds_hf.cli.main import COMMANDS, main
 REPOSITORY = Path(__file__).resolve().parents[1]
 PACKAGE = REPOSITORY / "neds_hf"
 
-# Folder to the folders that it may import from, besides `errors` (which imports nothing) and itself.
+# Folder to the folders that it may import from, besides `errors` (which imports none of them) and itself.
 MAY_IMPORT = {
     "models": set(),
     "metrics": set(),
@@ -137,7 +137,7 @@ def test_imports_go_in_one_direction(folder):
 def test_every_folder_has_its_place():
     folders = {file.parent.relative_to(PACKAGE).parts[0] for file in PACKAGE.glob("*/**/*.py")}
     assert folders == set(MAY_IMPORT)
-    assert imports(PACKAGE / "errors.py") == set()
+    assert imports(PACKAGE / "errors.py") == {"importlib.util"}
 
 
 def test_a_model_folder_needs_only_torch_transformers_numpy_and_itself():

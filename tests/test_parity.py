@@ -1,6 +1,5 @@
 """The measured table of PARITY.md comes from a committed file, and the script that makes both runs."""
 
-import importlib
 import json
 import os
 import subprocess
@@ -8,21 +7,13 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import pytest
+import parity
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SCRIPT = REPOSITORY / "benchmarks" / "parity.py"
 
 
-@pytest.fixture
-def parity(monkeypatch):
-    monkeypatch.syspath_prepend(str(SCRIPT.parent))
-    yield importlib.import_module("parity")
-    for name in ("parity", "common"):
-        sys.modules.pop(name)
-
-
-def test_the_page_holds_the_table_of_the_committed_runs(parity):
+def test_the_page_holds_the_table_of_the_committed_runs():
     results = json.loads(parity.RESULTS.read_text())
     assert list(results["runs"]) == list(parity.CHANGES)
     assert len(results["seeds"]) >= 3
@@ -30,7 +21,7 @@ def test_the_page_holds_the_table_of_the_committed_runs(parity):
     assert parity.table(results) in parity.PAGE.read_text()
 
 
-def test_table_has_spread_over_seeds_and_change_against_the_first_row(parity):
+def test_table_has_spread_over_seeds_and_change_against_the_first_row():
     def seed(value: float) -> dict:
         return dict.fromkeys(parity.METRICS, value)
 
@@ -42,7 +33,7 @@ def test_table_has_spread_over_seeds_and_change_against_the_first_row(parity):
     assert rows[3].startswith("| other | 0.200 ± 0.000 (+0.000 ± 0.100) |")
 
 
-def test_script_trains_what_is_asked_for_and_no_run_twice(parity, tmp_path):
+def test_script_trains_what_is_asked_for_and_no_run_twice(tmp_path):
     rng = np.random.default_rng(0)
     meta = {"session": "s", "bin_size_s": 0.02, "align_event": "stimOn_times", "window_s": [-0.1, 0.1]}
     np.savez(

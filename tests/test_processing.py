@@ -108,6 +108,15 @@ def test_unscale_inverts_scale():
     np.testing.assert_allclose(processor.unscale("z", "wheel", scaled), values)
 
 
+def test_predictions_in_the_data_s_own_units():
+    processor = make_processor()
+    predictions = {"wheel": torch.tensor([[0.0, 1.5]]), "choice": torch.tensor([[np.log(3.0), 0.0]])}
+    known = processor.in_data_units("z", predictions)
+    assert known["wheel"].tolist() == [[2.0, 3.5]]
+    np.testing.assert_allclose(known["choice"], [[0.75, 0.25]], rtol=1e-6)
+    assert list(processor.in_data_units("a", predictions)) == ["choice"]  # it has no scale of the wheel
+
+
 # Training trials of 2, 4, 4 and 10: mean 5, deviation 3.
 @pytest.mark.parametrize(
     "scaling, constants, scaled",

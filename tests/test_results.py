@@ -1,33 +1,23 @@
 """The tables of RESULTS.md come from committed files."""
 
-import importlib
-import sys
-from pathlib import Path
-
+import ablations
+import common
+import folds
 import numpy as np
 import pandas as pd
 import pytest
+import regions
+import simulation
+import transfer
 from small_dataset import simulate, write_arrays
 
-BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
-NAMES = ("folds", "ablations", "transfer", "simulation", "regions")
+
+@pytest.mark.parametrize("script", [folds, ablations, transfer, simulation, regions])
+def test_the_page_holds_the_table_of_the_committed_runs(script):
+    assert script.table(pd.read_csv(script.CSV)) in common.RESULTS.read_text()
 
 
-@pytest.fixture
-def scripts(monkeypatch):
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    yield {name: importlib.import_module(name) for name in (*NAMES, "common")}
-    for name in (*NAMES, "common"):
-        sys.modules.pop(name)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_the_page_holds_the_table_of_the_committed_runs(scripts, name):
-    script = scripts[name]
-    assert script.table(pd.read_csv(script.CSV)) in scripts["common"].RESULTS.read_text()
-
-
-def test_table_of_folds_is_over_means_of_seeds_and_paired(scripts):
+def test_table_of_folds_is_over_means_of_seeds_and_paired():
     """Two folds. The best baseline is the linear one, 0.1 and 0.3; NEDS has 0.2 and 0.5, the first from seeds at
     0.1 and 0.3. The Poisson GLM decodes nothing."""
     values = [
@@ -55,12 +45,12 @@ def test_table_of_folds_is_over_means_of_seeds_and_paired(scripts):
         ("NEDS, roots and smoothed labels, seeds averaged", 0, 2, 0.3, 0.3),
         ("NEDS, roots and smoothed labels, seeds averaged", 1, 2, 0.3, 0.3),
     ]
-    metrics = list(scripts["folds"].METRICS)
+    metrics = list(folds.METRICS)
     rows = [
         {"method": method, "fold": fold, "seed": seed, **dict.fromkeys(metrics, other), metrics[0]: bits}
         for method, fold, seed, bits, other in values
     ]
-    lines = scripts["folds"].table(pd.DataFrame(rows)).splitlines()
+    lines = folds.table(pd.DataFrame(rows)).splitlines()
     assert lines[0].startswith("| | bits/spike | wheel R²")
     assert lines[2].startswith("| linear | 0.200 ± 0.100 |")
     assert lines[4].startswith("| poisson_glm | 0.200 ± 0.000 |  |")
@@ -74,7 +64,7 @@ def test_table_of_folds_is_over_means_of_seeds_and_paired(scripts):
     assert cells["| NEDS, roots and smoothed labels − best baseline"] == ["0.000 ± 0.100", "0.000 ± 0.100"]
 
 
-def test_table_of_transfer_is_over_sessions_within_folds_and_paired(scripts):
+def test_table_of_transfer_is_over_sessions_within_folds_and_paired():
     """Two sessions, two folds. The best baseline is the linear one: 0.2 and 0.4 in the folds. Training alone has
     0.1 and 0.5 there, fine-tuning 0.4 and 0.6, in one session from seeds at 0.2 and 0.4 in fold 0."""
     values = {
@@ -99,7 +89,7 @@ def test_table_of_transfer_is_over_sessions_within_folds_and_paired(scripts):
     )
     first["bits_per_spike"] = 0.2
     rows.append({**first, "seed": 1, "bits_per_spike": 0.4})
-    lines = scripts["transfer"].table(pd.DataFrame(rows)).splitlines()
+    lines = transfer.table(pd.DataFrame(rows)).splitlines()
     assert lines[0] == "| | bits/spike |"
     assert lines[2:4] == ["| a: linear | 0.200 |", "| a: reduced_rank | 0.000 |"]
     assert "| b: linear | 0.400 |" in lines and "| a: fine-tuned | 0.400 |" in lines
@@ -115,35 +105,40 @@ def test_table_of_transfer_is_over_sessions_within_folds_and_paired(scripts):
     ]
 
 
-def test_table_of_ablations_is_what_a_change_adds(scripts):
+def test_table_of_ablations_is_what_a_change_adds():
     """`compact` at 0.1 and 0.3, every change at 0.5 and 0.1: 0.4 more and 0.2 less, so 0.1 in the mean. On another
     processor `compact` has 0.7 and the last change 0.8, so it adds 0.4, -0.2 and 0.1."""
-    script = scripts["ablations"]
     values = [
         (change, "one", fold, value)
-        for change in script.CHANGES
+        for change in ablations.CHANGES
         for fold, value in enumerate((0.1, 0.3) if change == "compact" else (0.5, 0.1))
     ]
-    last = list(script.CHANGES)[-1]
+    last = list(ablations.CHANGES)[-1]
     values += [("compact", "other", 0, 0.7), (last, "other", 0, 0.8)]
     rows = [
-        {"change": change, "processor": cpu, "fold": fold, "seed": 0, **dict.fromkeys(script.METRICS, value)}
+        {
+            "change": change,
+            "processor": cpu,
+            "fold": fold,
+            "seed": 0,
+            **dict.fromkeys(ablations.METRICS, value),
+        }
         for change, cpu, fold, value in values
     ]
-    lines = script.table(pd.DataFrame(rows)).splitlines()
+    lines = ablations.table(pd.DataFrame(rows)).splitlines()
     assert lines[2].startswith("| compact | 0.367 | 0.367 |")
     assert all(" | +0.100 ± 0.300 | +0.100 ± 0.300 | " in line for line in lines[3:-1])
     assert lines[-1].startswith(f"| {last} | +0.100 ± 0.173 |")  # 0.3 / root of 3
 
 
-def test_table_of_simulation_is_over_the_new_mice(scripts):
+def test_table_of_simulation_is_over_the_new_mice():
     rows = [
         {
             "session": session,
             "mice": mice,
             "how": how,
             "models": models,
-            **dict.fromkeys(scripts["simulation"].SHOWN, value),
+            **dict.fromkeys(simulation.SHOWN, value),
         }
         for mice, how, models, more in (
             (0, "alone", 1, 0.0),
@@ -154,7 +149,7 @@ def test_table_of_simulation_is_over_the_new_mice(scripts):
         )
         for session, value in (("a", 0.2 + more), ("b", 0.4 + more))
     ]
-    lines = scripts["simulation"].table(pd.DataFrame(rows)).splitlines()
+    lines = simulation.table(pd.DataFrame(rows)).splitlines()
     assert lines[2].startswith("| the new mouse alone | 0.300 |")
     assert lines[3].startswith("| 20 mice, all weights fine-tuned | 0.300 |")
     assert lines[4].startswith("| 20 mice, only units' rows and session embedding fine-tuned | 0.500 |")
@@ -162,17 +157,17 @@ def test_table_of_simulation_is_over_the_new_mice(scripts):
     assert "embedding fine-tuned, weights of 3 seeds averaged | 0.400 |" in lines[6]
 
 
-def test_regions_that_are_listed_one_unit_late_are_moved_back_and_others_stay(scripts, tmp_path):
+def test_regions_that_are_listed_one_unit_late_are_moved_back_and_others_stay(tmp_path):
     """Units of a region share their ups and downs, and all units those of the whole; the last unit is silent."""
     rng = np.random.default_rng(0)
-    regions = rng.permutation(np.repeat(["CA1", "LP", "VISp"], 10))
+    areas = rng.permutation(np.repeat(["CA1", "LP", "VISp"], 10))
     shared = rng.normal(size=(3, 200, 10)) + rng.normal(size=(200, 10))
-    log_rates = shared[np.unique(regions, return_inverse=True)[1]].transpose(1, 2, 0)
+    log_rates = shared[np.unique(areas, return_inverse=True)[1]].transpose(1, 2, 0)
     counts = np.concatenate((rng.poisson(np.exp(log_rates)), np.zeros((200, 10, 1))), 2).astype(np.uint8)
-    right, late = np.append(regions, ""), np.append("LP", regions)
+    right, late = np.append(areas, ""), np.append("LP", areas)
     np.savez(tmp_path / "right.npz", spike_counts=counts, unit_region=right, choice=np.arange(200))
     np.savez(tmp_path / "late.npz", spike_counts=counts, unit_region=late, choice=np.arange(200))
-    realigned, folder = scripts["regions"].realigned, tmp_path / "realigned"
+    realigned, folder = regions.realigned, tmp_path / "realigned"
     assert realigned(tmp_path / "right.npz", folder) == tmp_path / "right.npz"
     moved = np.load(realigned(tmp_path / "late.npz", folder))
     np.testing.assert_array_equal(moved["unit_region"], right)
@@ -180,28 +175,28 @@ def test_regions_that_are_listed_one_unit_late_are_moved_back_and_others_stay(sc
     assert set(moved.files) == {"spike_counts", "unit_region", "choice"}
 
 
-def test_other_recordings_than_the_folder_is_of_are_refused(scripts, tmp_path):
+def test_other_recordings_than_the_folder_is_of_are_refused(tmp_path):
     recording = simulate("bob")
     first, other = (write_arrays(tmp_path / f"{n}.npz", recording, np.arange(n)) for n in (40, 46))
-    built = scripts["common"].built
+    built = common.built
     for _ in range(2):
         assert built(tmp_path / "dataset", "--arrays", first) == tmp_path / "dataset"
     with pytest.raises(SystemExit, match=f"{tmp_path / 'dataset'} is of other recordings than these"):
         built(tmp_path / "dataset", "--arrays", other)
 
 
-def test_a_table_replaces_what_was_between_its_marks(scripts, tmp_path):
+def test_a_table_replaces_what_was_between_its_marks(tmp_path):
     page = tmp_path / "page.md"
     page.write_text("before\n<!-- one -->\nold\n<!-- /one -->\nafter\n")
-    scripts["common"].write_table(page, "one", "| new |\n")
+    common.write_table(page, "one", "| new |\n")
     assert page.read_text() == "before\n<!-- one -->\n\n| new |\n\n<!-- /one -->\nafter\n"
 
 
-def test_the_table_on_the_page_is_of_what_the_file_holds(scripts, tmp_path, monkeypatch):
+def test_the_table_on_the_page_is_of_what_the_file_holds(tmp_path, monkeypatch):
     page, file = tmp_path / "page.md", tmp_path / "one.csv"
     page.write_text("<!-- one -->\n<!-- /one -->\n")
-    monkeypatch.setattr(scripts["common"], "RESULTS", page)
+    monkeypatch.setattr(common, "RESULTS", page)
     results = pd.DataFrame({"bits": [1 / 3]})
-    scripts["common"].publish_table(file, results, lambda read: f"| {read['bits'].item()} |\n")
+    common.publish_table(file, results, lambda read: f"| {read['bits'].item()} |\n")
     assert file.read_text() == "bits\n0.33333\n"
     assert page.read_text() == "<!-- one -->\n\n| 0.33333 |\n\n<!-- /one -->\n"

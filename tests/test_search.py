@@ -14,9 +14,10 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from transformers import TrainerControl, TrainerState
 
 from neds_hf.analysis.search import search_figure
+from neds_hf.data.files import write_json
 from neds_hf.errors import NEDSError
 from neds_hf.training.arguments import NEDSTrainingArguments
-from neds_hf.training.runs import alone, write_json
+from neds_hf.training.runs import alone
 from neds_hf.training.search import (
     Reports,
     best_of,

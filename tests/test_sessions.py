@@ -183,7 +183,7 @@ def test_means_go_over_the_sessions_that_define_them():
         ({"window_s": (-0.3, 0.7)}, r"\(bins, bin size, window start, event\) \(20, 0.05, -0.3, 'go'\)"),
         (
             {"window_s": (-0.2, 0.3)},
-            r"cat has .* \(10, 0.05, -0.2, 'go'\), the model .* \(20, 0.05, -0.2, 'go'\)",
+            r"cat has .* \(10, 0.05, -0.2, 'go'\), the model \(20, 0.05, -0.2, 'go'\)",
         ),
         ({"align_event": "stop"}, "'stop'"),
     ],

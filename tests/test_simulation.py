@@ -203,6 +203,12 @@ def test_a_disc_that_is_full_from_the_start_leaves_a_folder_that_can_be_used(tmp
     assert len(simulate(tmp_path / "mice", sessions=1, trials=10, units=2)) == 1
 
 
+def test_a_simulation_whose_options_were_cut_off_is_named(tmp_path):
+    (tmp_path / "simulation.json").write_text('{"trials": 300,')
+    with pytest.raises(NEDSError, match=f"^{tmp_path}/simulation.json cannot be read as JSON"):
+        simulate(tmp_path)
+
+
 def test_a_folder_with_something_else_is_refused(folder, tmp_path):
     with pytest.raises(NEDSError, match="other options"):
         simulate(folder, sessions=2, seed=3, trials=99, units=12, probes=2)

@@ -202,12 +202,21 @@ def test_a_folder_that_cannot_be_written_to_is_one_error_before_anything_is_read
             convert(out, [source("s1", not_to_be_read)], OPTIONS, BEHAVIORS)
 
 
-@pytest.mark.parametrize("file", ["sessions/s1.parquet", "held_out.json", "dropped_sessions.json"])
-def test_a_file_that_is_damaged_is_named(tmp_path, file):
+@pytest.mark.parametrize(
+    "file, content, message",
+    [
+        ("sessions/s1.parquet", "PAR1", ": expected a Parquet file"),
+        ("held_out.json", '["s1",]', " cannot be read as JSON"),
+        ("held_out.json", "null", " holds no JSON list"),
+        ("dropped_sessions.json", '{"s1":', " cannot be read as JSON"),
+        ("dropped_sessions.json", "[]", " holds no JSON object"),
+    ],
+)
+def test_a_file_that_is_damaged_is_named(tmp_path, file, content, message):
     """As by a copy that was cut off, or by hand."""
     convert(tmp_path, [source("s1")], OPTIONS, BEHAVIORS)
-    (tmp_path / file).write_text('["s1",]')
-    with pytest.raises(NEDSError, match=f"^{tmp_path / file}: expected (JSON|a Parquet file)"):
+    (tmp_path / file).write_text(content)
+    with pytest.raises(NEDSError, match=f"^{tmp_path / file}{message}"):
         convert(tmp_path, [source("s1")], OPTIONS, BEHAVIORS)
 
 
@@ -311,7 +320,7 @@ def test_what_an_interrupted_conversion_left_is_converted_again(tmp_path):
     out = tmp_path / "out"
     convert(out, [source("s1"), source("s2")], OPTIONS, BEHAVIORS)
     (out / "sessions/s2.parquet").unlink()  # as if stopped before the mark
-    (out / "trials/train/.s2.parquet.7.tmp").write_bytes(b"half")
+    (out / "trials/train/.s2.parquet.unfinished").write_bytes(b"half")
     counts = convert(out, [source("s1")], OPTIONS, BEHAVIORS)
     assert counts == {"unchanged": 1}
     assert not list(out.rglob("*s2*"))

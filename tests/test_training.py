@@ -16,13 +16,14 @@ from torch.utils.data import DataLoader
 from neds_hf.analysis.runs import read_runs
 from neds_hf.cli.main import main
 from neds_hf.data.collator import ArrowTrials, NEDSCollator
+from neds_hf.data.files import write_json
 from neds_hf.errors import NEDSError
 from neds_hf.metrics import functional
 from neds_hf.models import NEDSModel
 from neds_hf.training.arguments import NEDSTrainingArguments
 from neds_hf.training.averaging import common_configuration
 from neds_hf.training.fit import score_split
-from neds_hf.training.runs import alone, last_checkpoint, note, start_run, write_json
+from neds_hf.training.runs import alone, last_checkpoint, note, start_run
 from neds_hf.training.search import forget_untrained, results_of
 from neds_hf.training.sessions import load_model, open_recordings
 from neds_hf.training.trainer import NEDSTrainer

@@ -56,12 +56,12 @@ def changed_folders(*folders: str) -> tuple:
 
 
 @lru_cache(maxsize=2)
-def open_model(name: str, changed: tuple = ()) -> tuple[NEDSModel, NEDSProcessor]:
+def open_model(name: str, changed: tuple) -> tuple[NEDSModel, NEDSProcessor]:
     return neds_hf.load(name)
 
 
 @lru_cache(maxsize=2)
-def open_dataset(name: str, changed: tuple = ()) -> Recordings:
+def open_dataset(name: str, changed: tuple) -> Recordings:
     return open_recordings(name)
 
 

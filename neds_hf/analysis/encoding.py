@@ -68,6 +68,7 @@ def average_trial(counts: np.ndarray, smoothing: np.ndarray) -> np.ndarray:
 
 
 def with_floor(rates: np.ndarray, floor: np.ndarray) -> np.ndarray:
+    """Rates (B, T, N), none below its unit's floor (N,), as float32."""
     return np.maximum(rates, floor, dtype=np.float32)
 
 

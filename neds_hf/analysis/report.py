@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from neds_hf.training.runs import written_whole
+from neds_hf.data.files import written_whole
 
 if TYPE_CHECKING:  # matplotlib is optional
     from matplotlib.figure import Figure

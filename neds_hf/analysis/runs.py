@@ -12,8 +12,9 @@ from pathlib import Path
 import pandas as pd
 
 from neds_hf.analysis.summary import Estimate
+from neds_hf.data.files import read_json
 from neds_hf.errors import NEDSError
-from neds_hf.training.runs import read_json, read_run
+from neds_hf.training.runs import read_run
 
 METRICS_FILE = "metrics.json"
 HISTORY_FILE = "trainer_state.json"

@@ -17,13 +17,14 @@ from neds_hf.analysis.summary import grouped, is_headline, summary
 from neds_hf.cli.config import parse_settings
 from neds_hf.cli.pretrain import SETTABLE, PretrainArguments, prepare
 from neds_hf.cli.report import labelled, metrics_of
+from neds_hf.data.files import write_json
 from neds_hf.data.trials import SessionTrials
 from neds_hf.errors import NEDSError
 from neds_hf.models.configuration_neds import PRESETS
 from neds_hf.training.arguments import NEDSTrainingArguments, parse_training_arguments, training_parser
 from neds_hf.training.fit import configuration_of, fit, split_loader
 from neds_hf.training.inference import predict
-from neds_hf.training.runs import finish_run, start_run, write_arrays, write_json
+from neds_hf.training.runs import finish_run, start_run, write_arrays
 from neds_hf.training.sessions import Recordings, load_model, mean_table, open_recordings
 
 # NEDS that does only one of the two: its task.
@@ -150,6 +151,7 @@ def run_method(
 
 
 def has_behavior(trials: SessionTrials) -> bool:
+    """Whether one of the trials has one."""
     return any(np.isfinite(values).any() for values in trials.continuous.values()) or any(
         (values >= 0).any() for values in trials.categorical.values()
     )

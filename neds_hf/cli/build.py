@@ -76,7 +76,11 @@ def _some_of(there: list[str], sessions: list[str] | None, file: Path, where: st
 
 
 def read_ids(path: Path) -> list[str]:
-    """Session ids of a text file, one a line."""
+    """Session ids of a text file, one a line.
+
+    Raises:
+        NEDSError: It cannot be read, or holds none.
+    """
     try:
         ids = path.read_text("utf-8-sig").split()  # Windows' editors put a mark before the first
     except (OSError, UnicodeDecodeError) as error:

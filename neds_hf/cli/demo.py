@@ -4,7 +4,6 @@ Every step keeps what an earlier, interrupted call finished.
 """
 
 import argparse
-import importlib.util
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,18 +26,20 @@ from neds_hf.analysis.comparison import (
 from neds_hf.analysis.report import text_table, write_report
 from neds_hf.cli import finetune, pretrain
 from neds_hf.cli.baselines import with_validation
+from neds_hf.cli.evaluate import score_true_rates
 from neds_hf.data.alf import open_local
 from neds_hf.data.builder import BEHAVIORS, one_sources
+from neds_hf.data.files import read_json, write_json
 from neds_hf.data.schema import ConversionOptions, check_path
-from neds_hf.data.simulation import SimulationOptions, read_true_rates, simulate
+from neds_hf.data.simulation import SimulationOptions, simulate
 from neds_hf.data.storage import convert
-from neds_hf.errors import NEDSError
+from neds_hf.errors import NEDSError, require
 from neds_hf.models import NEDSModel, NEDSProcessor
 from neds_hf.models.configuration_neds import PRESETS
 from neds_hf.training.arguments import NEDSTrainingArguments
 from neds_hf.training.fit import fit, split_loader
 from neds_hf.training.inference import TASKS, predict
-from neds_hf.training.runs import environment, finish_run, read_json, start_run, write_arrays, write_json
+from neds_hf.training.runs import environment, finish_run, start_run, write_arrays
 from neds_hf.training.sessions import Recordings, load_model, mean_table, open_recordings
 
 # How the models are trained, beyond the defaults of `NEDSTrainingArguments`. `eval_steps` is the share of the
@@ -69,10 +70,10 @@ TRAININGS = {
 
 LINEAR, ALONE, FINETUNED = "linear baseline", "NEDS alone", "NEDS pretrained + fine-tuned"
 METHODS = (LINEAR, ALONE, FINETUNED)
-# The rates that the simulated neurons truly had, as `simulation.read_true_rates` names them.
+# What the rates that the simulated neurons truly had reach, as `evaluate.score_true_rates` names it.
 TRUE_RATES = {
-    "true rates, given behaviour": "log_rates_behavior",
-    "true rates, given everything": "log_rates_full",
+    "true rates, given behaviour": "attainable_bits_per_spike",
+    "true rates, given everything": "attainable_bits_per_spike_given_everything",
 }
 NUM_STEPS = 6
 
@@ -151,10 +152,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def check(args: argparse.Namespace) -> None:
     """Raise NEDSError for what would stop the demo later."""
-    if missing := [
-        name for name in ("one", "matplotlib", "jinja2") if importlib.util.find_spec(name) is None
-    ]:
-        raise NEDSError(f"the demo needs {', '.join(missing)}: pip install 'neds_hf[ibl,report]'")
+    require("the demo", "ibl,report", "one", "matplotlib")
     if not 1 <= args.new < args.sessions:
         raise NEDSError(f"--new must be at least 1 and below --sessions {args.sessions}, not {args.new}")
     if args.workers < 1 or min(args.epochs) < 1:
@@ -227,12 +225,8 @@ def compare(out: Path, recording: Recordings, seed: int) -> tuple[dict[str, dict
         }
     null_rates = processor.mean_counts(eid)
     scores = {m: score_predictions(predicted, trials, null_rates) for m, predicted in predictions.items()}
-    true_rates = read_true_rates(
-        out / "alf" / "ground_truth" / f"{eid}.npz", trials.trial_index, recording.unit_ids(eid)
-    )
-    for method, name in TRUE_RATES.items():
-        of_rates = score_predictions({"log_rates": true_rates[name]}, trials)
-        scores[method] = {"bits_per_spike": of_rates["bits_per_spike"]}
+    reached = score_true_rates(out / "alf", recording, "test", processor)[eid]
+    scores |= {method: {"bits_per_spike": reached[name]} for method, name in TRUE_RATES.items()}
     regions = recording.units.sort_values("unit_index")["beryl"].to_numpy()
     return scores, ShownSession(trials, predictions, regions, processor.times_s, processor.bin_size_s)
 

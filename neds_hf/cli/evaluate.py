@@ -9,6 +9,7 @@ import numpy as np
 from neds_hf.analysis.comparison import score_predictions
 from neds_hf.analysis.report import text_table
 from neds_hf.analysis.summary import grouped, score_table, summary
+from neds_hf.data.files import write_json
 from neds_hf.data.schema import SPLITS
 from neds_hf.data.simulated_mouse import BIN_SIZE_S, NUM_BINS, WINDOW_START_S
 from neds_hf.data.simulation import read_true_rates
@@ -16,8 +17,8 @@ from neds_hf.errors import NEDSError
 from neds_hf.models import NEDSProcessor
 from neds_hf.training.fit import split_loader
 from neds_hf.training.inference import score, score_single_behaviors
-from neds_hf.training.runs import check_output, environment, write_json
-from neds_hf.training.sessions import Recordings, known_recordings, load_models, open_recordings
+from neds_hf.training.runs import check_output, environment
+from neds_hf.training.sessions import Recordings, check_bins, known_recordings, load_models, open_recordings
 
 TITLES = {"encoding": "Encoding, spikes from behaviour", "decoding": "Decoding, behaviour from spikes"}
 
@@ -129,12 +130,7 @@ def score_true_rates(
         NEDSError: There are no true rates of a session, or they are of another trial window.
     """
     there = (NUM_BINS, BIN_SIZE_S, WINDOW_START_S, "stimOn_times")
-    found = (processor.num_bins, processor.bin_size_s, processor.window_start_s, processor.align_event)
-    if found != there:
-        raise NEDSError(
-            f"the true rates in {alf} have (bins, bin size, window start, event) {there}, "
-            f"{recordings.source} has {found}"
-        )
+    check_bins(processor, there, f"the true rates in {alf} have")
     reached = {}
     for session in recordings.session_ids:
         trials = recordings.trials(session, split)

@@ -13,7 +13,7 @@ from neds_hf.models import NEDSProcessor
 from neds_hf.training.fit import split_loader
 from neds_hf.training.inference import TASKS, predict
 from neds_hf.training.runs import check_output, write_arrays
-from neds_hf.training.sessions import known_recordings, load_models, open_recordings
+from neds_hf.training.sessions import check_bins, known_recordings, load_models, open_recordings
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -64,7 +64,11 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def from_dataset(processor: NEDSProcessor, arguments) -> tuple[str, np.ndarray, np.ndarray, DataLoader]:
-    """Session, trial and unit indices, and batches of a dataset's split."""
+    """Session, trial indices (B,), unit indices (N,), and batches of a dataset's split.
+
+    Raises:
+        NEDSError: No session is named where there are several, or the model does not know it (`known_recordings`).
+    """
     recordings = open_recordings(arguments.dataset)
     if arguments.session is None and len(recordings.session_ids) > 1:
         raise NEDSError(
@@ -83,20 +87,20 @@ def from_dataset(processor: NEDSProcessor, arguments) -> tuple[str, np.ndarray, 
 def from_arrays(
     processor: NEDSProcessor, path: Path, task: str, batch_size: int
 ) -> tuple[str, np.ndarray, np.ndarray, DataLoader]:
-    """The same of trial arrays, with the units that the model knows, in its order."""
+    """The same of trial arrays, with the units that the model knows, in its order.
+
+    Raises:
+        NEDSError: A file that is no such arrays, of an unknown session, of other bins, without a trial, a unit of
+            the model or, for `"encoding"`, any behaviour.
+    """
     there = array_names(path)
     named = [name for name in processor.behaviors if name in there and name not in IBL_BEHAVIORS]
     classes = {name: tuple(given) for name, given in processor.behaviors.items() if given is not None}
     recording = read_arrays(path, None, named, classes)
     if recording.session not in processor.session_ids:
         raise NEDSError(f"the model does not know session {recording.session}; `neds finetune` adapts it")
-    found = (recording.spike_counts.shape[1], recording.bin_size_s, recording.window_s[0])
-    expected = (processor.num_bins, processor.bin_size_s, processor.window_start_s)
-    if not np.allclose(found, expected) or recording.align_event != processor.align_event:
-        raise NEDSError(
-            f"{path} has (bins, bin size, window start, event) {(*found, recording.align_event)}, "
-            f"the model {(*expected, processor.align_event)}"
-        )
+    num_bins, start_s = recording.spike_counts.shape[1], recording.window_s[0]
+    check_bins(processor, (num_bins, recording.bin_size_s, start_s, recording.align_event), f"{path} has")
     if len(recording.trial_index) == 0:
         raise NEDSError(f"{path} has no trial")
     places = {uuid: place for place, uuid in enumerate(recording.units["uuid"])}

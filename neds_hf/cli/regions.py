@@ -1,7 +1,6 @@
 """``neds regions``: brain regions from a model's unit embeddings."""
 
 import argparse
-import importlib.util
 from pathlib import Path
 
 import pandas as pd
@@ -15,8 +14,9 @@ from neds_hf.analysis.regions import (
 )
 from neds_hf.analysis.report import FIGURE_DPI, text_table
 from neds_hf.cli.config import read_as_text
-from neds_hf.errors import NEDSError
-from neds_hf.training.runs import fingerprint_of, finish_run, start_run, write_json
+from neds_hf.data.files import write_json
+from neds_hf.errors import NEDSError, require
+from neds_hf.training.runs import fingerprint_of, finish_run, start_run
 from neds_hf.training.sessions import known_recordings, load_model, open_recordings
 
 MAPPINGS = ("allen", "beryl", "cosmos")
@@ -42,8 +42,7 @@ def main(argv: list[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     if arguments.min_units < FOLDS:
         raise NEDSError(f"--min-units must be at least {FOLDS}, one a fold, not {arguments.min_units}")
-    if importlib.util.find_spec("matplotlib") is None:
-        raise NEDSError("the figures need matplotlib: pip install 'neds_hf[report]'")
+    require("the figure of each confusion matrix", "report", "matplotlib")
     groups = read_groups(arguments.group) if arguments.group else None
 
     model, processor = load_model(arguments.model)

@@ -1,7 +1,6 @@
 """``neds report``: any runs side by side, on one HTML page."""
 
 import argparse
-import importlib.util
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +9,7 @@ import pandas as pd
 from neds_hf.analysis.report import text_table, write_report
 from neds_hf.analysis.runs import Run, cautions, differences, means_of, read_runs, shared_sessions, values_of
 from neds_hf.analysis.summary import grouped, is_headline, metric_label
-from neds_hf.errors import NEDSError
+from neds_hf.errors import NEDSError, require
 from neds_hf.training.runs import check_output
 
 
@@ -34,8 +33,7 @@ def main(argv: list[str] | None = None) -> None:
     names = arguments.names or [None] * len(arguments.runs)
     if len(names) != len(arguments.runs):
         raise NEDSError(f"--names has {len(names)} names for {len(arguments.runs)} DIR")
-    if missing := [name for name in ("matplotlib", "jinja2") if importlib.util.find_spec(name) is None]:
-        raise NEDSError(f"a report needs {', '.join(missing)}: pip install 'neds_hf[report]'")
+    require("a report", "report", "matplotlib")
     check_output(arguments.output)
     runs = [run for path, name in zip(arguments.runs, names) for run in read_runs(path, name)]
     names = [run.name for run in runs]

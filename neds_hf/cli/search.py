@@ -4,7 +4,6 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from functools import partial
-from importlib.util import find_spec
 from os.path import isfile
 from pathlib import Path
 from shutil import rmtree
@@ -16,7 +15,7 @@ from transformers import HfArgumentParser, TrainerCallback
 from neds_hf.cli import finetune, pretrain
 from neds_hf.cli.config import use_config, value_in
 from neds_hf.cli.console import print_scores
-from neds_hf.errors import NEDSError, one_line
+from neds_hf.errors import NEDSError, one_line, require
 from neds_hf.hub.push import push_run
 from neds_hf.models import NEDSConfig
 from neds_hf.training.arguments import (
@@ -117,10 +116,9 @@ def main(argv: list[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
     command, parser = parser_of(argv)
     arguments, args = parse_training_arguments(parser, argv)
-    wanted = ["optuna", "matplotlib"] + ["ray"] * (arguments.backend == "ray")
-    if missing := [name for name in wanted if find_spec(name) is None]:
-        extra = "ray" if "ray" in missing else "search"
-        raise NEDSError(f"the search needs {', '.join(missing)}: pip install 'neds_hf[{extra}]'")
+    if arguments.backend == "ray":
+        require("the search", "ray", "ray")
+    require("the search", "search", "optuna", "matplotlib")
     from neds_hf.analysis.search import search_figure
     from neds_hf.training import search as searches
 

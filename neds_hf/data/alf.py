@@ -22,7 +22,7 @@ import xxhash
 import yaml
 
 from neds_hf.data.binning import bin_continuous, bin_spikes, wheel_speed
-from neds_hf.data.schema import CAMERAS, IBL_CLASSES, ConversionOptions, Recording
+from neds_hf.data.schema import CAMERAS, IBL_CLASSES, ConversionOptions, Recording, kept_trials
 from neds_hf.errors import NEDSError
 
 # Spike sorters' folders inside a probe's, the preferred one first; "" is the probe's own, in older sessions.
@@ -416,13 +416,7 @@ def filter_trials(trials: pd.DataFrame, options: ConversionOptions) -> tuple[np.
         "no choice": ~trials["choice"].isin((-1, 1)).to_numpy(),
         "reaction time": ~((reaction_time_s >= shortest_s) & (reaction_time_s <= longest_s)),
     }
-    keep = np.ones(len(trials), dtype=bool)
-    dropped = {}
-    for reason, applies in reasons.items():
-        if (keep & applies).any():
-            dropped[reason] = int((keep & applies).sum())
-        keep &= ~applies
-    return keep, dropped
+    return kept_trials(reasons, len(trials))
 
 
 # --------------------------------------------------------------------------------------- spikes and units

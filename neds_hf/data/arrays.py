@@ -17,8 +17,16 @@ import numpy as np
 import pandas as pd
 
 from neds_hf.data.alf import brain_regions
-from neds_hf.data.schema import IBL_BEHAVIORS, IBL_CLASSES, TRIAL_COLUMNS, ConversionOptions, Recording
-from neds_hf.data.storage import Behaviors, Source
+from neds_hf.data.schema import (
+    IBL_BEHAVIORS,
+    IBL_CLASSES,
+    TRIAL_COLUMNS,
+    Behaviors,
+    ConversionOptions,
+    Recording,
+    kept_trials,
+)
+from neds_hf.data.storage import Source
 from neds_hf.errors import NEDSError
 
 META_KEYS = ("session", "bin_size_s", "align_event", "window_s")
@@ -77,11 +85,7 @@ def read_arrays(
         low, high = options.reaction_time_s
         reaction_time = _array(path, arrays, "reaction_time_s", shape[:1])
         drops["reaction time"] = ~((reaction_time >= low) & (reaction_time <= high))
-    kept = np.ones(shape[0], bool)
-    dropped = {}
-    for reason, drop in drops.items():
-        dropped[reason] = int((kept & drop).sum())
-        kept &= ~drop
+    kept, dropped_trials = kept_trials(drops, shape[0])
 
     return Recording(
         session=meta["session"],
@@ -97,7 +101,7 @@ def read_arrays(
         window_s=tuple(meta["window_s"]),
         bin_size_s=meta["bin_size_s"],
         align_event=meta["align_event"],
-        dropped_trials={reason: number for reason, number in dropped.items() if number},
+        dropped_trials=dropped_trials,
         provenance={
             "files": [{"name": path.name, "sha256": _sha256(path)}],
             "source": meta.get("source", ""),

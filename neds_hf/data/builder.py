@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from datasets import ArrowBasedBuilder, BuilderConfig, DatasetInfo, Features, SplitGenerator
+from datasets import ArrowBasedBuilder, BuilderConfig, DatasetInfo, SplitGenerator
 from datasets.builder import Key
 
 from neds_hf.data.alf import list_sessions, open_local, read_session, repeated_site_sessions
@@ -21,11 +21,12 @@ from neds_hf.data.schema import (
     SESSION_FEATURES,
     SPLITS,
     UNIT_FEATURES,
+    Behaviors,
     ConversionOptions,
     Recording,
     trial_features,
 )
-from neds_hf.data.storage import Behaviors, Source, convert, trial_files
+from neds_hf.data.storage import Source, convert, trial_files
 from neds_hf.errors import NEDSError, one_line
 
 if TYPE_CHECKING:
@@ -155,15 +156,8 @@ class IBLRepeatedSite(ArrowBasedBuilder):
         super().__init__(*args, data_dir=data_dir, hash=hash, **kwargs)
 
     def _info(self) -> DatasetInfo:
-        return DatasetInfo(features=self._features())
-
-    def _features(self) -> Features:
-        if self.config.name == "units":
-            return UNIT_FEATURES
-        if self.config.name == "sessions":
-            return SESSION_FEATURES
-        continuous = [name for name, classes in BEHAVIORS.items() if classes is None]
-        return trial_features(continuous, IBL_CLASSES)
+        tables = {"units": UNIT_FEATURES, "sessions": SESSION_FEATURES}
+        return DatasetInfo(features=tables.get(self.config.name) or trial_features(BEHAVIORS))
 
     def _split_generators(self, dl_manager) -> list[SplitGenerator]:
         name, options = self.config.name, self.config.options

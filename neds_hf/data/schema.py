@@ -30,6 +30,9 @@ TRIAL_COLUMNS = ("session", "trial_index", "num_units", "spike_counts")
 IBL_CLASSES = {"choice": ("right", "left"), "block": ("0.2", "0.5", "0.8")}
 IBL_BEHAVIORS = ("choice", "block", "wheel_speed", "whisker_motion_energy")
 
+# Name of each behaviour to its class names, or to None for a continuous one.
+Behaviors = dict[str, tuple[str, ...] | None]
+
 
 @dataclass(frozen=True)
 class ConversionOptions:
@@ -46,6 +49,9 @@ class ConversionOptions:
         fold: 0 to 4: which fifth of the trials is the test part; the five together hold every trial once.
         whisker_camera: `"left"` or `"right"`, the camera of the whisker motion energy; the other one where it has
             none.
+
+    Raises:
+        NEDSError: A value that is not possible; the message names it.
     """
 
     align_event: str = "stimOn_times"
@@ -90,6 +96,7 @@ class ConversionOptions:
 
     @property
     def num_bins(self) -> int:
+        """Bins of a trial."""
         return round((self.window_s[1] - self.window_s[0]) / self.bin_size_s)
 
 
@@ -110,6 +117,9 @@ class Recording:
         window_s, bin_size_s, align_event: What the bins mean.
         dropped_trials: Reason to number of trials.
         provenance: Where the data came from: source files with revision and hash.
+
+    Raises:
+        NEDSError: Arrays that do not fit together.
     """
 
     session: str
@@ -187,8 +197,8 @@ SESSION_FEATURES = Features(
 )
 
 
-def trial_features(continuous: list[str], classes: dict[str, tuple[str, ...]]) -> Features:
-    """Columns of the `trials` table, for these behaviours.
+def trial_features(behaviors: Behaviors) -> Features:
+    """Columns of the `trials` table, for these behaviours, the continuous ones first.
 
     `spike_counts` is flat, (bins, units) in C order; `num_units` gives the shape back. A continuous behaviour
     is (bins,) or null, a categorical one a class index or null.
@@ -199,18 +209,37 @@ def trial_features(continuous: list[str], classes: dict[str, tuple[str, ...]]) -
         "num_units": Value("int32"),
         "spike_counts": List(Value("uint8")),
     }
-    columns |= {name: List(Value("float32")) for name in continuous}
-    columns |= {name: ClassLabel(names=list(names)) for name, names in classes.items()}
+    columns |= {name: List(Value("float32")) for name, names in behaviors.items() if names is None}
+    columns |= {name: ClassLabel(names=list(names)) for name, names in behaviors.items() if names is not None}
     return Features(columns)
 
 
-def behaviors_of(features: Features) -> dict[str, tuple[str, ...] | None]:
+def behaviors_of(features: Features) -> Behaviors:
     """Behaviours of a `trials` table: name to class names, or None for a continuous one."""
     return {
         name: tuple(feature.names) if isinstance(feature, ClassLabel) else None
         for name, feature in features.items()
         if name not in TRIAL_COLUMNS
     }
+
+
+def kept_trials(reasons: Mapping[str, np.ndarray], num_trials: int) -> tuple[np.ndarray, dict[str, int]]:
+    """Which trials to keep, and how many are dropped for which reason (the first that applies).
+
+    Args:
+        reasons: Reason to (trials,) bool, True for a trial that it drops.
+        num_trials: How many there are.
+
+    Returns:
+        (trials,) bool, True to keep; and reason to number of trials.
+    """
+    keep = np.ones(num_trials, dtype=bool)
+    dropped = {}
+    for reason, applies in reasons.items():
+        if (keep & applies).any():
+            dropped[reason] = int((keep & applies).sum())
+        keep &= ~applies
+    return keep, dropped
 
 
 def split_of_trials(

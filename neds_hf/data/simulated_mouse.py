@@ -56,13 +56,11 @@ class Neurons:
     """The neurons of a mouse, and how they fire.
 
     Attributes:
-        region: (N,) acronym out of `REGIONS`.
-        spike_times: One sorted array a neuron.
+        spike_times: One sorted array a neuron, in seconds.
         log_rates_full: (trials, bins, N) ln of the expected spikes per bin given everything.
         log_rates_behavior: The same given only the choice, block, wheel and whiskers of the trial.
     """
 
-    region: np.ndarray
     spike_times: list[np.ndarray]
     log_rates_full: np.ndarray
     log_rates_behavior: np.ndarray
@@ -97,7 +95,14 @@ def _contrast_gain(contrast: np.ndarray) -> np.ndarray:
 
 
 def p_left_choice(mouse: dict, side: np.ndarray, contrast: np.ndarray, prior: np.ndarray) -> np.ndarray:
-    """Psychometric curve with lapses, shifted by the block."""
+    """Probability of a left choice: psychometric curve with lapses, shifted by the block.
+
+    Args:
+        mouse: Its `slope`, `bias` and `lapse`.
+        side: +1 left, -1 right.
+        contrast: 0 to 1.
+        prior: Probability of a left stimulus; all three of one shape, or broadcast to one.
+    """
     evidence = mouse["slope"] * side * _contrast_gain(contrast) + mouse["bias"] * (prior - 0.5) / 0.3
     return mouse["lapse"] + (1 - 2 * mouse["lapse"]) * expit(evidence)
 
@@ -110,7 +115,12 @@ def _reaction_time(contrast: np.ndarray):
 def p_state_given_behavior(
     mouse: dict, prior: np.ndarray, choice: np.ndarray, reaction_s: np.ndarray
 ) -> np.ndarray:
-    """(trials, 10) probability of every stimulus given block, choice and reaction time, by Bayes' rule."""
+    """(trials, 10) probability of every stimulus given block, choice and reaction time, by Bayes' rule.
+
+    Args:
+        mouse: As in `p_left_choice`.
+        prior, choice, reaction_s: (trials,) probability of a left stimulus; -1, 0 or +1; seconds.
+    """
     side, contrast = states()
     prior, left, reaction_s = prior[:, None], (choice == 1)[:, None], reaction_s[:, None]
     p_side = np.where(side == 1, prior, 1 - prior)
@@ -389,7 +399,13 @@ def _since(time: np.ndarray, event: np.ndarray) -> np.ndarray:
 
 
 def behavior_features(behavior: Behavior, time: np.ndarray, trial: np.ndarray) -> np.ndarray:
-    """(steps, features) responses that the behaviours determine, in the order of `BEHAVIOR_FEATURES`."""
+    """(steps, features) responses that the behaviours determine, in the order of `BEHAVIOR_FEATURES`.
+
+    Args:
+        behavior: Of the session.
+        time: (steps,) seconds, on the grid.
+        trial: (steps,) row of the trial that each step belongs to.
+    """
     trials = behavior.trials
     choice, prior = trials["choice"].to_numpy()[trial], trials["probabilityLeft"].to_numpy()[trial]
     from_stimulus = time - trials["stimOn_times"].to_numpy()[trial]
@@ -448,7 +464,14 @@ def hidden_features(
     choice: np.ndarray,
     prior: np.ndarray,
 ) -> np.ndarray:
-    """(..., features) responses to stimulus and reward, in the order of `HIDDEN_FEATURES`."""
+    """(..., features) responses to stimulus and reward, in the order of `HIDDEN_FEATURES`.
+
+    Args:
+        from_stimulus, from_feedback: Seconds since them, of any shape; what follows is of the same or broadcast.
+        side, contrast: Of the stimulus: +1 left or -1 right; 0 to 1.
+        choice: -1, 0 or +1.
+        prior: Probability of a left stimulus.
+    """
     gain, correct = _contrast_gain(contrast), side == choice
     fast, slow = gain * _pulse(from_stimulus - 0.04, 0.03), gain * _pulse(from_stimulus - 0.06, 0.1)
     features = {
@@ -490,7 +513,7 @@ def _per_bin(rates: np.ndarray, fraction: np.ndarray) -> np.ndarray:
 
 
 def fire(rng: np.random.Generator, behavior: Behavior, region: np.ndarray) -> Neurons:
-    """Draw neurons of these regions and their spikes.
+    """Draw neurons of these regions, (N,) acronyms out of `REGIONS`, and their spikes.
 
     The log rate is a baseline, the weighted responses, and Gaussian fluctuations that nobody observes. Spikes
     are Poisson. `log_rates_behavior` is the log of the exact expectation of the rate given the trial's choice,
@@ -553,7 +576,6 @@ def fire(rng: np.random.Generator, behavior: Behavior, region: np.ndarray) -> Ne
     constant = (baseline + half_variance).astype(np.float32)
     marginal *= np.exp(given_behavior[window] + constant)
     return Neurons(
-        region=region,
         spike_times=spike_times,
         log_rates_full=np.log(_per_bin(rates[window], fraction)),
         log_rates_behavior=np.log(_per_bin(marginal, fraction)),

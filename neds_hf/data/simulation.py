@@ -9,7 +9,6 @@ Under the output folder:
 """
 
 import datetime
-import importlib.util
 import json
 import os
 import shutil
@@ -24,6 +23,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from neds_hf.data.alf import make_cache_tables, uuid_of
+from neds_hf.data.files import read_json, write_json
 from neds_hf.data.schema import SIMULATED_LAB
 from neds_hf.data.simulated_mouse import (
     BIN_SIZE_S,
@@ -37,7 +37,7 @@ from neds_hf.data.simulated_mouse import (
     fire,
 )
 from neds_hf.data.workers import outcomes
-from neds_hf.errors import NEDSError
+from neds_hf.errors import NEDSError, require
 
 TRIALS_TABLE = (
     "intervals_0",
@@ -122,8 +122,7 @@ def simulate(out: str | Path, sessions: int = 10, workers: int = 1, **options) -
     """
     if sessions < 1 or workers < 1:
         raise NEDSError(f"at least 1 session and 1 worker are needed, not {sessions} and {workers}")
-    if importlib.util.find_spec("one") is None:
-        raise NEDSError("ONE cache tables are written with ONE: pip install 'neds_hf[ibl]'")
+    require("a simulation, which has ONE cache tables,", "ibl", "one")
 
     out, options = Path(out), SimulationOptions(**options)
     _claim_folder(out, options)
@@ -196,16 +195,14 @@ def _claim_folder(out: Path, options: SimulationOptions) -> None:
     wanted = json.loads(json.dumps(asdict(options)))
     file = out / "simulation.json"
     if file.exists():
-        found = json.loads(file.read_text())
-        if found != wanted:
+        if (found := read_json(file)) != wanted:
             raise NEDSError(f"{out} holds a simulation with other options: {found}, asked for {wanted}")
     elif out.exists() and (not out.is_dir() or any(out.glob("[!.]*"))):
         raise NEDSError(f"{out} is neither empty nor a simulation (it has no simulation.json)")
     try:
         shutil.rmtree(out / ".partial", ignore_errors=True)
         (out / ".partial").mkdir(parents=True)
-        (out / ".partial" / file.name).write_text(json.dumps(wanted, indent=1) + "\n")
-        os.replace(out / ".partial" / file.name, file)  # whole or not at all
+        write_json(file, wanted)
         (out / "ground_truth").mkdir(exist_ok=True)
     except OSError as error:
         raise NEDSError(f"{out}: expected a folder that can be written to ({error})") from error

@@ -7,7 +7,6 @@ folder through the ``configs:`` of the card, without this package.
 
 import hashlib
 import json
-import os
 import re
 import sys
 from collections import Counter
@@ -30,11 +29,13 @@ from tqdm.auto import tqdm
 
 from neds_hf.cards.rendering import origin_in_words, render
 from neds_hf.data.alf import repeated_site_sessions
+from neds_hf.data.files import read_json, write_json, written_whole
 from neds_hf.data.origin import license_of, origins
 from neds_hf.data.schema import (
     SESSION_FEATURES,
     SPLITS,
     UNIT_FEATURES,
+    Behaviors,
     ConversionOptions,
     Recording,
     split_of_trials,
@@ -49,9 +50,6 @@ ROW_GROUP_BYTES = 4 << 20
 PAGE_BYTES = 64 << 10
 # Written and read a third faster than by a dictionary, for files a fifth larger.
 ENCODING_OF_COUNTS = {"spike_counts.list.element": "DELTA_BINARY_PACKED"}
-
-# Name of each behaviour to its class names, or to None for a continuous one.
-Behaviors = dict[str, tuple[str, ...] | None]
 
 
 @dataclass(frozen=True)
@@ -112,7 +110,7 @@ def convert(
         if unknown := set(held_out) - known:
             raise NEDSError(f"held-out session {min(unknown)} is not among the sessions of {out}")
         _remove_uncommitted(out, marks)
-        _write_text(out / "held_out.json", json.dumps(held_out, indent=2) + "\n")
+        write_json(out / "held_out.json", held_out)
 
         done = {session: (mark["fingerprint"], mark["version"]) for session, mark in marks.items()}
         todo = [
@@ -132,7 +130,7 @@ def convert(
                 bar.set_postfix(converted=counts["converted"], dropped=counts["dropped"])
 
         dropped_file = out / "dropped_sessions.json"
-        _write_text(dropped_file, json.dumps(dict(sorted(dropped.items())), indent=2) + "\n")
+        write_json(dropped_file, dict(sorted(dropped.items())))
         if not counts["converted"] + counts["unchanged"]:
             reasons = "\n  ".join(f"{source.session}: {dropped[source.session]}" for source in sources[:5])
             more = f"\n  ... {len(sources) - 5} more in {dropped_file}" if len(sources) > 5 else ""
@@ -225,7 +223,8 @@ def write_card(out: Path) -> None:
         held_out=held_out,
         license=licence,
     )
-    _write_text(out / "README.md", card)
+    with written_whole(out / "README.md") as unfinished:
+        unfinished.write_text(card)
 
 
 def _size_category(rows: int) -> str:
@@ -248,7 +247,7 @@ def held_out_sessions(out: Path) -> list[str]:
     """Sessions that are held out of pretraining, whether or not they are converted already."""
     listed, card = Path(out) / "held_out.json", Path(out) / "README.md"
     if listed.exists():
-        return _read_json(listed)
+        return read_json(listed, list)
     if not (card.exists() and any(card.parent.glob("sessions/*.parquet"))):
         return []
     # A folder of before there was the list.
@@ -260,14 +259,7 @@ def held_out_sessions(out: Path) -> list[str]:
 def dropped_sessions(out: Path) -> dict[str, str]:
     """Session to why it could not be used."""
     file = Path(out) / "dropped_sessions.json"
-    return _read_json(file) if file.exists() else {}
-
-
-def _read_json(file: Path) -> list | dict:
-    try:
-        return json.loads(file.read_text())
-    except ValueError as error:
-        raise NEDSError(f"{file}: expected JSON ({error})") from None
+    return read_json(file) if file.exists() else {}
 
 
 def trial_files(out: Path, split: str, sessions: Iterable[str]) -> list[Path]:
@@ -341,7 +333,7 @@ def _describe(behaviors: Behaviors) -> str:
 def _remove_uncommitted(out: Path, committed: Iterable[str]) -> None:
     """Remove what an interrupted conversion left, or the card's patterns would pick it up; nothing else."""
     folders = (*(f"trials/{split}" for split in SPLITS), "units", "sessions")
-    names = ("*.parquet", ".*.parquet.*.tmp")
+    names = ("*.parquet", ".*.parquet.unfinished")
     files = [file for folder in folders for name in names for file in out.glob(f"{folder}/{name}")]
     # README.md and config.json are a model's.
     foreign = [*files, *(file for name in ("README.md", "config.json") if (file := out / name).exists())]
@@ -472,9 +464,7 @@ def _trial_table(recording: Recording, rows: np.ndarray, kept: np.ndarray, behav
             columns[name] = pa.array(indices, pa.int64(), mask=indices < 0)
         else:
             columns[name] = pa.nulls(trials)
-    classes = {name: names for name, names in behaviors.items() if names is not None}
-    continuous = [name for name, names in behaviors.items() if names is None]
-    return _table(columns, trial_features(continuous, classes))
+    return _table(columns, trial_features(behaviors))
 
 
 def _list_array(values: np.ndarray) -> pa.ListArray:
@@ -506,21 +496,13 @@ def _table(columns: dict, features: Features) -> pa.Table:
 def write_table(path: Path, table: pa.Table) -> None:
     """Write a Parquet file, which is there as a whole or not at all."""
     rows = max(1, round(ROW_GROUP_BYTES * len(table) / max(table.nbytes, 1)))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    pq.write_table(
-        table,
-        temporary,
-        compression="zstd",
-        row_group_size=rows,
-        data_page_size=PAGE_BYTES,
-        use_dictionary=["session"],
-        column_encoding=ENCODING_OF_COUNTS if "spike_counts" in table.column_names else None,
-    )
-    os.replace(temporary, path)
-
-
-def _write_text(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)
+    with written_whole(path) as unfinished:
+        pq.write_table(
+            table,
+            unfinished,
+            compression="zstd",
+            row_group_size=rows,
+            data_page_size=PAGE_BYTES,
+            use_dictionary=["session"],
+            column_encoding=ENCODING_OF_COUNTS if "spike_counts" in table.column_names else None,
+        )

@@ -17,10 +17,11 @@ import torch
 import yaml
 
 from neds_hf.cards.model import write_model_card
+from neds_hf.data.files import write_json
 from neds_hf.errors import NEDSError, one_line
 from neds_hf.models import NEDSConfig, NEDSModel, NEDSProcessor
 from neds_hf.models.configuration_neds import IBL_MODALITIES
-from neds_hf.training.runs import environment, write_json
+from neds_hf.training.runs import environment
 
 PADDING = -1.0  # input of a unit that the session does not have
 

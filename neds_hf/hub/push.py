@@ -11,6 +11,7 @@ from huggingface_hub.utils import logging
 from safetensors import SafetensorError, safe_open
 
 from neds_hf.cards.model import write_model_card
+from neds_hf.data.files import read_json
 from neds_hf.errors import NEDSError, one_line
 
 if TYPE_CHECKING:
@@ -137,7 +138,7 @@ def kind_of(folder: Path) -> str:
     except (json.JSONDecodeError, SafetensorError) as error:
         raise NEDSError(f"{folder} is no whole model folder: {error}") from error
     if configs[1].exists():
-        base = json.loads(configs[1].read_text()).get("base_model_name_or_path")
+        base = read_json(configs[1]).get("base_model_name_or_path")
         if is_only_here(str(base)):
             raise NEDSError(
                 f"{folder} is an adapter of {base}, which only this machine has: push that first, and write its "

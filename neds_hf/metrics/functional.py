@@ -128,6 +128,7 @@ def explained(residual: np.ndarray, total: np.ndarray, size: np.ndarray) -> np.n
 
 
 def finite_or_nan(values: np.ndarray) -> np.ndarray:
+    """The values, of any shape, with NaN for infinities."""
     return np.where(np.isfinite(values), values, np.nan)
 
 

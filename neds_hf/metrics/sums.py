@@ -17,7 +17,7 @@ from neds_hf.metrics.functional import (
 class SessionSums:
     """Sums over the trials of one session from which every metric follows, without keeping predictions.
 
-    All sums live in one flat array, `vector`, so that those of several processes are gathered by adding:
+    All sums live in one flat float64 array, `vector`, so that those of several processes are gathered by adding:
 
         sums.vector += other.vector
 
@@ -25,6 +25,9 @@ class SessionSums:
         num_bins, num_units: T and N of the session.
         continuous: Names of the continuous behaviours.
         classes: Name of each categorical behaviour to its number of classes.
+
+    Raises:
+        ValueError: Trials are added of another shape, or of a class that does not exist.
     """
 
     def __init__(self, num_bins: int, num_units: int, continuous: list[str], classes: dict[str, int]) -> None:
@@ -43,20 +46,9 @@ class SessionSums:
         for name, num_classes in self.classes.items():
             shapes |= {(name, "trials"): (num_classes,), (name, "correct"): (num_classes,)}
         sizes = [prod(shape) for shape in shapes.values()]
-        self._vector = np.zeros(sum(sizes))
-        parts = np.split(self._vector, np.cumsum(sizes)[:-1])
+        self.vector = np.zeros(sum(sizes))
+        parts = np.split(self.vector, np.cumsum(sizes)[:-1])
         self._sums = {key: part.reshape(shape) for (key, shape), part in zip(shapes.items(), parts)}
-
-    @property
-    def vector(self) -> np.ndarray:
-        """All sums, flat float64. Setting it restores them."""
-        return self._vector
-
-    @vector.setter
-    def vector(self, values: np.ndarray) -> None:
-        if np.shape(values) != self._vector.shape:
-            raise ValueError(f"the sums are {np.shape(values)}, expected {self._vector.shape}")
-        self._vector[:] = values
 
     @property
     def num_trials(self) -> int:

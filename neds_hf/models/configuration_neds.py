@@ -61,8 +61,17 @@ TINY = {
     "single_behavior_probability": 0.25,
     "loss_weights": {"spikes": 4.0},
 }
-# `compact` predicted best of what was tried on recorded sessions of some hundred trials (RESULTS.md). `small` and
-# `base` are the paper's 3M single-session and 12M 74-session models.
+# The paper's 3M single-session model.
+SMALL = {
+    "hidden_size": 256,
+    "intermediate_size": 512,
+    "num_hidden_layers": 5,
+    "num_attention_heads": 8,
+    "hidden_dropout": 0.2,
+    "attention_dropout": 0.4,
+}
+# `compact` predicted best of what was tried on recorded sessions of some hundred trials (RESULTS.md); `base` is
+# the paper's 12M 74-session model.
 PRESETS = {
     "tiny": TINY,
     "compact": TINY
@@ -72,22 +81,8 @@ PRESETS = {
         "loss_weights": {"spikes": 8.0},
         "prediction_smoothing": 1.5,
     },
-    "small": {
-        "hidden_size": 256,
-        "intermediate_size": 512,
-        "num_hidden_layers": 5,
-        "num_attention_heads": 8,
-        "hidden_dropout": 0.2,
-        "attention_dropout": 0.4,
-    },
-    "base": {
-        "hidden_size": 256,
-        "intermediate_size": 512,
-        "num_hidden_layers": 22,
-        "num_attention_heads": 8,
-        "hidden_dropout": 0.2,
-        "attention_dropout": 0.4,
-    },
+    "small": SMALL,
+    "base": SMALL | {"num_hidden_layers": 22},
 }
 
 
@@ -331,7 +326,11 @@ class NEDSConfig(Checkpoint, PreTrainedConfig):
 
     @classmethod
     def from_preset(cls, preset: str, **kwargs) -> "NEDSConfig":
-        """The sizes of `"tiny"`, `"compact"`, `"small"` or `"base"`; `kwargs` override and complete them."""
+        """The settings of `"tiny"`, `"compact"`, `"small"` or `"base"`; `kwargs` override and complete them.
+
+        Raises:
+            ValueError: There is no such preset.
+        """
         if preset not in PRESETS:
             raise ValueError(f"no preset {preset!r}; there are: {', '.join(PRESETS)}")
         return cls(**{**PRESETS[preset], **kwargs})

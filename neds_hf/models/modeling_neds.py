@@ -193,6 +193,7 @@ class NEDSAttention(nn.Module):
         self.out_proj = nn.Linear(config.hidden_size, config.hidden_size)
 
     def forward(self, states, cos, sin, attention_mask):
+        """`states` (B, L, H), what `rotary` gives, mask (True: attended); to (B, L, H) and the probabilities."""
         batch_size, length, _ = states.shape
         qkv = self.qkv_proj(states).view(batch_size, length, 3, self.num_heads, self.head_dim)
         query, key, value = qkv.permute(2, 0, 3, 1, 4)
@@ -243,6 +244,7 @@ class NEDSEncoder(nn.Module):
         return [linear for block in self.blocks for linear in (block.attention.out_proj, block.down_proj)]
 
     def forward(self, states, cos, sin, attention_mask):
+        """The last states (B, L, H), those before and after each block, and each block's attention."""
         hidden_states, attentions = [states], []
         for block in self.blocks:
             states, probabilities = block(states, cos, sin, attention_mask)
@@ -375,7 +377,11 @@ class NEDSModel(Checkpoint, PreTrainedModel):
     # --- sessions ---
 
     def unit_rows(self, session: str) -> slice:
-        """Rows of the units of `session` in `unit_embedding`, `unit_readout` and `unit_bias`."""
+        """Rows of the units of `session` in `unit_embedding`, `unit_readout` and `unit_bias`.
+
+        Raises:
+            ValueError: The model does not know the session.
+        """
         if session not in self.config.session_ids:
             raise ValueError(
                 f"session {session!r} is not one of the {len(self.config.session_ids)} sessions of this model"
@@ -440,7 +446,11 @@ class NEDSModel(Checkpoint, PreTrainedModel):
 
     @torch.no_grad()
     def set_mean_counts(self, session: str, mean_counts: np.ndarray) -> None:
-        """Start the readout of a session's units from their (N,) mean spikes per bin; a silent unit from 1e-4."""
+        """Start the readout of a session's units from their (N,) mean spikes per bin; a silent unit from 1e-4.
+
+        Raises:
+            ValueError: An unknown session, or means that do not fit it.
+        """
         rows = self.unit_rows(session)
         log_means = self._log_means(session, rows.stop - rows.start, mean_counts)
         self.unit_bias.weight[rows] = log_means.to(self.unit_bias.weight)

@@ -132,14 +132,10 @@ class NeuralDecodingPipeline(NEDSPipeline):
         return {"session_index": inputs["session_index"], **output.predictions}
 
     def postprocess(self, outputs) -> dict:
-        session = self._session(outputs)
-        result = {"session": session["session"]}
-        for name, classes in self.processor.behaviors.items():
-            values = outputs[name][0]
-            if classes is not None:
-                result[name] = dict(zip(classes, values.softmax(-1).tolist()))
-            elif name in session["scaling"]:
-                result[name] = self.processor.unscale(session["session"], name, values.numpy())
+        result = {"session": self._session(outputs)["session"]}
+        for name, (values,) in self.processor.in_data_units(result["session"], outputs).items():
+            classes = self.processor.behaviors[name]
+            result[name] = dict(zip(classes, values.tolist())) if classes else values
         return result
 
 

@@ -179,9 +179,28 @@ class NEDSProcessor(Checkpoint, ProcessorMixin):
         return (values - offset) / scale
 
     def unscale(self, session: str, name: str, values: np.ndarray) -> np.ndarray:
-        """Back from the model's scale to the data's own units."""
+        """Back from the model's scale to the data's own units. Raises ValueError as `scale` does."""
         offset, scale = self._constants(session, name)
         return values * scale + offset
+
+    def in_data_units(self, session: str, predictions: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
+        """What a model predicts of behaviours in trials of one session, in the data's own units.
+
+        Args:
+            session: Session id.
+            predictions: As in `NEDSOutput`, on the CPU; what else is in it is not looked at.
+
+        Returns:
+            Behaviour to (B, T), or (B, classes) probabilities. A continuous one that the session's training trials
+            did not have, so that its scale is not known, is left out.
+        """
+        scaling, behaviors = self.session(session)["scaling"], {}
+        for name, classes in self.behaviors.items():
+            if classes:
+                behaviors[name] = predictions[name].softmax(-1).numpy()
+            elif name in scaling:
+                behaviors[name] = self.unscale(session, name, predictions[name].numpy())
+        return behaviors
 
     def _constants(self, session: str, name: str) -> list[float]:
         scaling = self.session(session)["scaling"]
@@ -219,7 +238,6 @@ class NEDSProcessor(Checkpoint, ProcessorMixin):
         unknown = set(behaviors) - set(self.behaviors)
         if unknown:
             raise ValueError(f"behaviours {sorted(unknown)} are not among {list(self.behaviors)}")
-
         if len(sessions) != batch_size:
             raise ValueError(f"there are {len(sessions)} sessions, but spike counts of {batch_size} trials")
         places = {known: place for place, known in enumerate(self.session_ids)}
@@ -243,36 +261,18 @@ class NEDSProcessor(Checkpoint, ProcessorMixin):
 
         values, available = {}, {}
         for name, classes in self.behaviors.items():
-            shape = (batch_size, self.num_bins) if classes is None else (batch_size,)
-            given = np.asarray(behaviors.get(name, np.full(shape, np.nan if classes is None else -1)))
+            shape, missing = ((batch_size,), -1) if classes else ((batch_size, self.num_bins), np.nan)
+            given = np.asarray(behaviors.get(name, np.full(shape, missing)))
             if given.shape != shape:
                 raise ValueError(f"{name} is {given.shape}, expected {shape}")
             if given.dtype.kind not in "biuf":
-                expected = (
-                    "numbers, NaN where missing" if classes is None else "class indices, -1 where missing"
-                )
-                raise ValueError(f"{name} is of type {given.dtype}, expected {expected}")
-            if classes is None:
-                constants = {
-                    known["session"]: known["scaling"][name]
-                    for known in self.sessions
-                    if name in known["scaling"]
-                }
-                has_scale = np.array([session in constants for session in sessions], bool)
-                present = np.isfinite(given).all(1) & has_scale
-                offset, scale = np.reshape(
-                    [constants.get(session, (0.0, 1.0)) for session in sessions], (-1, 2)
-                ).T
-                given = np.where(present[:, None], (given - offset[:, None]) / scale[:, None], 0.0)
-                values[name] = torch.from_numpy(given.astype(np.float32))
+                expected = "class indices, -1" if classes else "numbers, NaN"
+                raise ValueError(f"{name} is of type {given.dtype}, expected {expected} where missing")
+            if classes:
+                given, present = self._class_indices(name, given)
             else:
-                present = given != -1
-                if not ((given >= -1) & (given < len(classes)) & (given % 1 == 0)).all():
-                    raise ValueError(
-                        f"{name} has classes {np.unique(given)}, but only {len(classes)} classes: {classes}"
-                    )
-                values[name] = torch.from_numpy(np.where(present, given, 0).astype(np.int64))
-            available[name] = torch.from_numpy(present)
+                given, present = self._scaled(name, given, sessions)
+            values[name], available[name] = torch.from_numpy(given), torch.from_numpy(present)
         return NEDSInputs(
             {
                 "session_index": torch.tensor([places[session] for session in sessions]),
@@ -282,6 +282,25 @@ class NEDSProcessor(Checkpoint, ProcessorMixin):
                 "available": available,
             }
         )
+
+    def _scaled(
+        self, name: str, values: np.ndarray, sessions: Sequence[str]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """(B, T) float32 of a continuous behaviour, and (B,) which trials have it; the others are 0."""
+        known = {session["session"]: session["scaling"].get(name) for session in self.sessions}
+        constants = [known[session] for session in sessions]
+        present = np.isfinite(values).all(1) & np.array([bool(found) for found in constants])
+        offset, scale = np.array([found or (0.0, 1.0) for found in constants]).T[..., None]
+        return np.where(present[:, None], (values - offset) / scale, 0.0).astype(np.float32), present
+
+    def _class_indices(self, name: str, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(B,) int64 of a categorical behaviour, and (B,) which trials have it; the others are 0."""
+        classes, present = self.behaviors[name], indices != -1
+        if not ((indices >= -1) & (indices < len(classes)) & (indices % 1 == 0)).all():
+            raise ValueError(
+                f"{name} has classes {np.unique(indices)}, but only {len(classes)} classes: {classes}"
+            )
+        return np.where(present, indices, 0).astype(np.int64), present
 
 
 def check_processor(processor: "NEDSProcessor", config: NEDSConfig) -> None:

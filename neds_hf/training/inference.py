@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
+from accelerate.utils import send_to_device
 from torch import nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
@@ -14,14 +15,6 @@ from neds_hf.models.modeling_neds import NEDSModel, NEDSOutput
 from neds_hf.models.processing_neds import NEDSProcessor
 
 TASKS = ("encoding", "decoding")
-
-
-def move(batch: dict, device: torch.device) -> dict:
-    """The batch on a device."""
-    return {
-        name: move(value, device) if isinstance(value, dict) else value.to(device)
-        for name, value in batch.items()
-    }
 
 
 class Ensemble(nn.Module):
@@ -66,7 +59,7 @@ def translate(model: NEDSModel | Ensemble, batch: dict, task: str) -> NEDSOutput
     """One pass that hides all spikes (`"encoding"`) or all behaviours (`"decoding"`), with its loss."""
     was_training = model.training
     model.eval()
-    output = model(**move(batch, model.device), scheme=task)
+    output = model(**send_to_device(batch, model.device), scheme=task)
     model.train(was_training)
     return output
 
@@ -180,21 +173,12 @@ def predict(
         or (B, classes) probabilities. Behaviours on whose training trials the session had no values to learn a
         scale from are left out.
     """
-    log_rates, decoded, session = [], [], ""
+    outputs = []
     for batch in tqdm(loader, desc=progress, disable=not progress):
-        session = processor.session_ids[int(batch["session_index"][0])]
-        if task == "encoding":
-            log_rates.append(translate(model, batch, task).log_rates.cpu())
-            continue
-        predictions = translate(model, batch, task).predictions
-        decoded.append({name: values.cpu() for name, values in predictions.items()})
+        output = translate(model, batch, task)
+        predicted = {"log_rates": output.log_rates} if task == "encoding" else output.predictions
+        outputs.append({name: values.cpu() for name, values in predicted.items()})
+    predictions = {name: torch.cat([output[name] for output in outputs]) for name in outputs[0]}
     if task == "encoding":
-        return {"log_rates": torch.cat(log_rates).numpy()}
-    predictions, scaling = {}, processor.session(session)["scaling"]
-    for name, classes in processor.behaviors.items():
-        if classes or name in scaling:
-            values = torch.cat([output[name] for output in decoded])
-            predictions[name] = (
-                values.softmax(-1).numpy() if classes else processor.unscale(session, name, values.numpy())
-            )
-    return predictions
+        return {"log_rates": predictions["log_rates"].numpy()}
+    return processor.in_data_units(processor.session_ids[int(batch["session_index"][0])], predictions)

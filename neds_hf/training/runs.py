@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import math
 import os
 import platform
 import re
@@ -10,7 +9,7 @@ import reprlib
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from importlib.metadata import version
 from pathlib import Path
 
@@ -18,6 +17,7 @@ import numpy as np
 import torch
 from filelock import FileLock, Timeout
 
+from neds_hf.data.files import read_json, write_json, written_whole
 from neds_hf.errors import NEDSError
 
 LIBRARIES = ("neds_hf", "torch", "transformers", "datasets", "accelerate", "numpy")
@@ -58,36 +58,6 @@ def _cpu_name() -> str:
     return platform.processor()
 
 
-@contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
-    """Where to write what is then either there and whole, or not there; its folder is made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(path.name + ".unfinished")
-    yield unfinished
-    unfinished.replace(path)
-
-
-def write_json(path: Path, content: dict) -> None:
-    """Write a file that is either there and whole, or not there. What is not finite becomes null."""
-    with written_whole(path) as unfinished:
-        unfinished.write_text(json.dumps(_finite_or_none(content), indent=2, allow_nan=False) + "\n")
-
-
-def read_json(file: Path) -> dict:
-    """What such a file holds.
-
-    Raises:
-        NEDSError: It cannot be read, is damaged, or holds another kind of JSON.
-    """
-    try:
-        content = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        raise NEDSError(f"{file} cannot be read as JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise NEDSError(f"{file} holds no JSON object")
-    return content
-
-
 def read_run(folder: str | Path) -> dict:
     """What the `run.json` of a folder says, its `configuration` empty where there is none, nor perhaps a file.
 
@@ -120,14 +90,6 @@ def check_output(path: Path) -> None:
     for folder in path.parents:
         if folder.exists() and not folder.is_dir():
             raise NEDSError(f"--output {path} cannot be written: {folder} is no folder")
-
-
-def _finite_or_none(content):
-    if isinstance(content, dict):
-        return {name: _finite_or_none(value) for name, value in content.items()}
-    if isinstance(content, list | tuple):
-        return [_finite_or_none(value) for value in content]
-    return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 def fingerprint_of(model: torch.nn.Module) -> str:

@@ -32,8 +32,9 @@ from sqlalchemy import URL
 from sqlalchemy.exc import DatabaseError
 from transformers import TrainerCallback
 
+from neds_hf.data.files import written_whole
 from neds_hf.errors import NEDSError, one_line
-from neds_hf.training.runs import RUN_FILE, read_run, written_whole
+from neds_hf.training.runs import RUN_FILE, read_run
 from neds_hf.training.trainer import Diverged
 
 # Trains a model with these settings in this folder (`fit`), or goes on with it.

@@ -3,7 +3,6 @@
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
 from pathlib import Path
 
 import datasets
@@ -16,14 +15,15 @@ from safetensors import SafetensorError
 from transformers.utils import find_adapter_config_file
 
 from neds_hf.data.collator import class_indices
+from neds_hf.data.files import read_json
 from neds_hf.data.schema import SPLITS, behaviors_of, check_path
 from neds_hf.data.trials import SessionTrials, session_trials
-from neds_hf.errors import NEDSError, one_line
+from neds_hf.errors import NEDSError, one_line, require
 from neds_hf.models.configuration_neds import CHECKPOINTS, IBL_MODALITIES, NEDSConfig
 from neds_hf.models.modeling_neds import NEDSModel
 from neds_hf.models.processing_neds import NEDSProcessor, check_processor
 from neds_hf.training.inference import Ensemble
-from neds_hf.training.runs import RUN_FILE, fingerprint_of, read_json, read_run
+from neds_hf.training.runs import RUN_FILE, fingerprint_of, read_run
 
 # What a model is loaded from.
 MODEL_FILES = ["*config.json", RUN_FILE, "*.safetensors", "*.safetensors.index.json"]
@@ -128,12 +128,12 @@ def open_recordings(source: str | Path, config: str = "trials") -> Recordings:
         NEDSError: There is no such dataset or configuration, or the cache of `datasets` cannot be written.
     """
     source = str(source)
-    if Path(source).exists() and not (Path(source) / "README.md").exists():
-        raise NEDSError(f"{source} is no dataset folder: it has no README.md; `neds build` makes one")
-    if not Path(source).exists() and source.count("/") != 1:
-        raise NEDSError(f"no dataset folder {source}")
     if Path(source).exists():
+        if not Path(source, "README.md").exists():
+            raise NEDSError(f"{source} is no dataset folder: it has no README.md; `neds build` makes one")
         check_path(Path(source))
+    elif source.count("/") != 1:
+        raise NEDSError(f"no dataset folder {source}")
     try:
         splits = dict(datasets.load_dataset(source, config))
         units = datasets.load_dataset(source, "units", split="train").to_pandas()
@@ -228,8 +228,7 @@ def load_models(sources: Sequence[str]) -> tuple[NEDSModel | Ensemble, NEDSProce
 
 
 def _load_adapter(source: str, base: str, settings: dict | None) -> tuple[NEDSModel, NEDSProcessor]:
-    if find_spec("peft") is None:
-        raise NEDSError(f"{source} is an adapter, which needs peft: pip install 'neds_hf[lora]'")
+    require(f"{source} is an adapter, which", "lora", "peft")
     from peft import PeftModel
 
     try:
@@ -315,6 +314,21 @@ def new_model(processor: NEDSProcessor, preset: str, settings: Mapping) -> NEDSM
     return model
 
 
+def check_bins(processor: NEDSProcessor, found: tuple[int, float, float, str], whose: str) -> None:
+    """Make sure that trials are cut into the bins of those that the model was trained with.
+
+    Args:
+        found: Their number of bins, bin size and start of the window in seconds, and event.
+        whose: How the error begins, such as "session 7 has".
+
+    Raises:
+        NEDSError: They are not.
+    """
+    expected = (processor.num_bins, processor.bin_size_s, processor.window_start_s, processor.align_event)
+    if not np.allclose(found[:3], expected[:3]) or found[3] != expected[3]:
+        raise NEDSError(f"{whose} (bins, bin size, window start, event) {found}, the model {expected}")
+
+
 def check_fits(processor: NEDSProcessor, recordings: Recordings) -> None:
     """Make sure that the recordings mean what the model was trained on.
 
@@ -323,18 +337,8 @@ def check_fits(processor: NEDSProcessor, recordings: Recordings) -> None:
             session.
     """
     for row in recordings.sessions.itertuples():
-        found = (row.num_bins, round(row.bin_size_s, 6), round(row.window_start_s, 6), row.align_event)
-        expected = (
-            processor.num_bins,
-            round(processor.bin_size_s, 6),
-            round(processor.window_start_s, 6),
-            processor.align_event,
-        )
-        if found != expected:
-            raise NEDSError(
-                f"session {row.session} has (bins, bin size, window start, event) {found}, "
-                f"the model was trained with {expected}"
-            )
+        found = (row.num_bins, row.bin_size_s, row.window_start_s, row.align_event)
+        check_bins(processor, found, f"session {row.session} has")
     try:
         class_indices(processor, recordings.features)
     except NEDSError as error:

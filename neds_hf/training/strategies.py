@@ -1,11 +1,10 @@
 """What fine-tuning to new animals trains: rows alone, everything, one layer after the other, or an adapter."""
 
 import math
-from importlib.util import find_spec
 
 from transformers import PreTrainedModel, TrainerCallback
 
-from neds_hf.errors import NEDSError
+from neds_hf.errors import NEDSError, require
 from neds_hf.models.modeling_neds import NEDSModel, Table
 
 # How the names begin of the parameters that a strategy trains, in the end.
@@ -56,8 +55,7 @@ def with_adapter(model: NEDSModel, sessions: list[str]) -> PreTrainedModel:
     Raises:
         NEDSError: peft is not installed.
     """
-    if find_spec("peft") is None:
-        raise NEDSError("--strategy lora needs peft: pip install 'neds_hf[lora]'")
+    require("--strategy lora", "lora", "peft")
     from peft import LoraConfig, get_peft_model
 
     units = [model.unit_rows(session) for session in sessions]

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from accelerate.utils import send_to_device
 from huggingface_hub.errors import HTTPError
 from torch.distributed.fsdp import FSDPModule
 from torch.utils.data import DataLoader, RandomSampler, Sampler, Subset
@@ -32,7 +33,7 @@ from neds_hf.models.masking_neds import num_uniform, sample_masks
 from neds_hf.models.modeling_neds import Table
 from neds_hf.models.processing_neds import NEDSProcessor
 from neds_hf.training.arguments import NEDSTrainingArguments
-from neds_hf.training.inference import move, score_batches, sums_of
+from neds_hf.training.inference import score_batches, sums_of
 from neds_hf.training.mixup import mix_trials
 from neds_hf.training.sessions import Recordings, mean_table
 
@@ -219,7 +220,7 @@ class NEDSTrainer(Trainer):
         partners = [int(those[int(place * len(those))]) for those, place in zip(trials, places)]
         batch = self.data_collator(self.train_dataset.__getitems__(partners))
         share = torch.from_numpy(np.maximum(shares, 1 - shares).astype(np.float32)).to(session_index.device)
-        return mix_trials(self.model.config, inputs, move(batch, session_index.device), share)
+        return mix_trials(self.model.config, inputs, send_to_device(batch, session_index.device), share)
 
     def get_eval_dataloader(self, eval_dataset=None) -> DataLoader:
         """This process's share of the trials, none twice."""
@@ -251,7 +252,7 @@ class NEDSTrainer(Trainer):
         totals, *vectors = np.split(flat.numpy(), lengths)
         scores = {}
         for session, vector in zip(sessions, vectors):
-            sums[session].vector = vector
+            sums[session].vector[:] = vector
             if sums[session].num_trials:
                 scores[session] = sums[session].metrics(self.processor.mean_counts(session))
         metrics = dict(zip(names, (totals[:-1] / totals[-1]).tolist())) | mean_table(scores)
