@@ -275,7 +275,7 @@ def test_what_is_no_run_is_one_line_that_names_it(two, tmp_path, capsys):
         "empty": "has no metrics.json, nor has any folder in it",
         "broken.json": "cannot be read as JSON",
         "list.json": "holds no JSON object",
-        "other.json": 'holds other than {"sessions": {session: {metric: number}}}',
+        "other.json": "expected a number 'sessions.NEDS.s1', found {'bits_per_spike': 1.0}",
         "unscored": "has the metrics of no session",
     }.items():
         assert (
@@ -283,6 +283,55 @@ def test_what_is_no_run_is_one_line_that_names_it(two, tmp_path, capsys):
         )
         error = capsys.readouterr().err
         assert str(tmp_path / path) in error and message in error and len(error.splitlines()) == 1
+    assert not (tmp_path / "page.html").exists()
+
+
+@pytest.mark.parametrize(
+    "name, content, message",
+    [
+        ("scores.json", {}, "expected a mapping 'sessions', found None"),
+        ("scores.json", {"sessions": [LINEAR]}, "expected a mapping 'sessions', found [{"),
+        ("scores.json", {"sessions": {"s1": ["m"]}}, "expected a mapping 'sessions.s1', found ['m']"),
+        ("scores.json", {"sessions": {"s1": {"m": "0.3"}}}, "expected a number 'sessions.s1.m', found '0.3'"),
+        (
+            "scores.json",
+            {"sessions": LINEAR, "configuration": []},
+            "expected a mapping 'configuration', found []",
+        ),
+        (
+            "scores.json",
+            {"sessions": LINEAR, "configuration": {"split": 7}},
+            "expected text 'configuration.split', found 7",
+        ),
+        (
+            "scores.json",
+            {"sessions": LINEAR, "configuration": {"sessions": 7}},
+            "expected a list 'configuration.sessions', found 7",
+        ),
+        (
+            "scores.json",
+            {"sessions": LINEAR, "configuration": {"train_null": [7]}},
+            "text 'configuration.train_null[0]', found 7",
+        ),
+        ("scores.json", {"sessions": LINEAR, "warnings": None}, "expected a list 'warnings', found None"),
+        (
+            "scores.json",
+            {"sessions": LINEAR, "hardware": {"gpus": 7}},
+            "expected a list 'hardware.gpus', found 7",
+        ),
+        ("run.json", {"configuration": {}, "hardware": []}, "expected a mapping 'hardware', found []"),
+        ("run.json", {"configuration": {"command": {}}}, "expected text 'configuration.command', found {}"),
+        ("run.json", {"finished": "soon"}, "expected a number 'finished', found 'soon'"),
+        ("trainer_state.json", {}, "expected a list 'log_history', found None"),
+        ("trainer_state.json", {"log_history": [7]}, "expected a mapping 'log_history[0]', found 7"),
+    ],
+)
+def test_a_file_with_another_kind_of_value_is_named_with_it(tmp_path, error_of, name, content, message):
+    folder = write_run(tmp_path / "run", LINEAR)
+    (folder / name).write_text(json.dumps(content))
+    source = folder / name if name == "scores.json" else folder
+    error = error_of("report", source, "--output", tmp_path / "page.html")
+    assert error.startswith(f"neds report: {folder / name}: expected ") and message in error
     assert not (tmp_path / "page.html").exists()
 
 

@@ -205,6 +205,24 @@ def test_a_copy_that_was_cut_off(model, name):
         push(model, "lab/x")
 
 
+def test_files_of_which_no_card_can_be_made(model):
+    (model / "README.md").unlink()
+    (model / "config.json").write_text('{"session_ids": ["ann"], "unit_counts": [5]}')
+    (model / "metrics.json").write_text("[]")
+    message = (
+        f"{model} is no whole model folder: no card can be made of its JSON files .TypeError: list indices"
+    )
+    with pytest.raises(NEDSError, match=message):
+        push(model, "lab/x")
+
+
+def test_an_adapter_configuration_that_is_none(model):
+    for text, reason in (("{", "cannot be read as JSON"), ("[]", "holds no JSON object")):
+        (model / "adapter_config.json").write_text(text)
+        with pytest.raises(NEDSError, match=f"{model / 'adapter_config.json'} {reason}"):
+            push(model, "lab/x")
+
+
 @pytest.mark.parametrize("base", ["/home/me/neds-ibl", "neds-ibl", None])
 def test_an_adapter_of_a_model_that_is_not_on_the_hub(model, base):
     config = model / "adapter_config.json"

@@ -211,6 +211,23 @@ def test_a_file_that_is_damaged_is_named(tmp_path, file):
         convert(tmp_path, [source("s1")], OPTIONS, BEHAVIORS)
 
 
+@pytest.mark.parametrize(
+    "file, content, message",
+    [
+        ("held_out.json", '"s1"', "a list of session ids, found 's1'"),
+        ("held_out.json", '[["s1"]]', "a list of session ids, found [['s1']]"),
+        ("dropped_sessions.json", '["s1"]', "a mapping of session ids to reasons, found ['s1']"),
+    ],
+)
+def test_a_list_of_another_kind_is_named_and_left_as_it_was(tmp_path, file, content, message):
+    convert(tmp_path, [source("s1")], OPTIONS, BEHAVIORS)
+    (tmp_path / file).write_text(content)
+    with pytest.raises(NEDSError) as error:
+        convert(tmp_path, [source("s1")], OPTIONS, BEHAVIORS)
+    assert str(error.value) == f"{tmp_path / file}: expected {message}"
+    assert (tmp_path / file).read_text() == content
+
+
 def test_two_conversions_into_one_folder_come_one_after_the_other(tmp_path, monkeypatch, capsys):
     """Neither takes the other's files for those of an interrupted one."""
     writing, write = threading.Event(), tqdm.write

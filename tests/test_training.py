@@ -348,9 +348,17 @@ def test_a_run_file_of_another_program_is_not_overwritten(tmp_path):
 def test_a_run_file_whose_configuration_is_none_is_named(tmp_path, read):
     write_json(tmp_path / "metrics.json", {"sessions": {"ann": {"psth_r2": 0.5}}})
     (tmp_path / "run.json").write_text('{"configuration": [7]}')
-    message = f"^{tmp_path}/run.json is of no run: expected a mapping 'configuration', found \\[7\\]$"
+    message = f"^{tmp_path}/run.json: expected a mapping 'configuration', found \\[7\\]$"
     with pytest.raises(NEDSError, match=message):
         read(tmp_path)
+
+
+def test_a_fine_tuning_with_another_kind_of_setting_is_not_averaged(tmp_path):
+    configuration = {"command": "finetune", "seed": [0], "sessions": ["ann"], "train_splits": ["train"]}
+    write_json(tmp_path / "run.json", {"configuration": configuration, "finished": 1.0})
+    message = f"^{tmp_path}/run.json: expected a whole number 'configuration.seed', found \\[0\\]$"
+    with pytest.raises(NEDSError, match=message):
+        common_configuration([str(tmp_path)])
 
 
 def test_a_file_is_whole_or_not_there(tmp_path):

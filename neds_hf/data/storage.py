@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import re
+import reprlib
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -248,7 +249,7 @@ def held_out_sessions(out: Path) -> list[str]:
     """Sessions that are held out of pretraining, whether or not they are converted already."""
     listed, card = Path(out) / "held_out.json", Path(out) / "README.md"
     if listed.exists():
-        return _read_json(listed)
+        return _read_json(listed, list)
     if not (card.exists() and any(card.parent.glob("sessions/*.parquet"))):
         return []
     # A folder of before there was the list.
@@ -260,14 +261,18 @@ def held_out_sessions(out: Path) -> list[str]:
 def dropped_sessions(out: Path) -> dict[str, str]:
     """Session to why it could not be used."""
     file = Path(out) / "dropped_sessions.json"
-    return _read_json(file) if file.exists() else {}
+    return _read_json(file, dict) if file.exists() else {}
 
 
-def _read_json(file: Path) -> list | dict:
+def _read_json(file: Path, kind: type) -> list[str] | dict[str, str]:
     try:
-        return json.loads(file.read_text())
+        content = json.loads(file.read_text())
     except ValueError as error:
         raise NEDSError(f"{file}: expected JSON ({error})") from None
+    if not isinstance(content, kind) or not all(isinstance(session, str) for session in content):
+        expected = {list: "a list of session ids", dict: "a mapping of session ids to reasons"}[kind]
+        raise NEDSError(f"{file}: expected {expected}, found {reprlib.repr(content)}")
+    return content
 
 
 def trial_files(out: Path, split: str, sessions: Iterable[str]) -> list[Path]:

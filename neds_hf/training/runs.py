@@ -73,8 +73,11 @@ def write_json(path: Path, content: dict) -> None:
         unfinished.write_text(json.dumps(_finite_or_none(content), indent=2, allow_nan=False) + "\n")
 
 
-def read_json(file: Path) -> dict:
+def read_json(file: Path, expected: dict | None = None) -> dict:
     """What such a file holds.
+
+    Args:
+        expected: What of it must be there, and of which kind, as `check_content` takes it.
 
     Raises:
         NEDSError: It cannot be read, is damaged, or holds another kind of JSON.
@@ -85,7 +88,34 @@ def read_json(file: Path) -> dict:
         raise NEDSError(f"{file} cannot be read as JSON: {error}") from error
     if not isinstance(content, dict):
         raise NEDSError(f"{file} holds no JSON object")
+    check_content(file, content, expected or {})
     return content
+
+
+def check_content(file: Path, content: object, expected: object, name: str = "") -> None:
+    """Make sure that a file, which others may have written or changed, holds what is read of it.
+
+    Args:
+        expected: Type of the content; `[kind]` for a list; a mapping of names to kinds, where a name that ends in
+            `?` may be missing, and the name `*` stands for all.
+        name: Of this content in the file.
+
+    Raises:
+        NEDSError: It does not.
+    """
+    kind = expected if isinstance(expected, type | tuple) else type(expected)
+    if not isinstance(content, kind):
+        kinds = {dict: "a mapping", list: "a list", str: "text", int: "a whole number"}
+        what = kinds.get(kind, "a number")
+        raise NEDSError(f"{file}: expected {what} {name!r}, found {reprlib.repr(content)}")
+    if isinstance(expected, list):
+        for place, entry in enumerate(content):
+            check_content(file, entry, expected[0], f"{name}[{place}]")
+    if isinstance(expected, dict):
+        for key, of_key in expected.items():
+            for part in content if key == "*" else [key.removesuffix("?")]:
+                if part in content or not key.endswith("?"):
+                    check_content(file, content.get(part), of_key, f"{name}.{part}" if name else part)
 
 
 def read_run(folder: str | Path) -> dict:
@@ -96,10 +126,7 @@ def read_run(folder: str | Path) -> dict:
     """
     path = Path(folder, RUN_FILE)
     run = {"configuration": {}, **(read_json(path) if path.exists() else {})}
-    if not isinstance(run["configuration"], dict):
-        raise NEDSError(
-            f"{path} is of no run: expected a mapping 'configuration', found {run['configuration']!r}"
-        )
+    check_content(path, run, {"configuration": dict, "results?": dict})
     return run
 
 
