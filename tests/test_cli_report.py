@@ -130,8 +130,10 @@ def test_what_stands_in_the_way_of_a_comparison_comes_first(two, tmp_path, capsy
 def test_runs_that_share_no_session_have_no_means(tmp_path):
     one = write_run(tmp_path / "one", {"s1": LINEAR["s1"]})
     other = write_run(tmp_path / "other", {"s2": LINEAR["s2"]})
+    said = "The runs are not of the same sessions (one 1, other 1); no session is in all of them."
+    assert cautions(runs_of(one, other)) == [said]
     page, tables = report(tmp_path / "page.html", one, other)
-    assert "The runs are not of the same sessions (one 1, other 1); no session is in all of them." in page
+    assert said in page
     assert list(tables) == ["Before comparing", "Runs", "Session s1", "Session s2"]
 
 
@@ -184,6 +186,27 @@ def test_a_folder_of_models_of_one_session_each_is_one_run(tmp_path):
     assert tables["Runs"]["new"][4] == "2 different"
 
 
+def test_models_of_one_session_each_are_named_together_and_what_differs_is_said(tmp_path):
+    one = write_run(tmp_path / "new" / "s1", {"s1": LINEAR["s1"]}, command="finetune", split="test")
+    write_run(tmp_path / "new" / "s2", {"s2": LINEAR["s2"]}, command="finetune", split="validation")
+    run = json.loads((one / "run.json").read_text())
+    run["hardware"] |= {"gpus": ["NVIDIA H200", "NVIDIA H200"]}
+    (one / "run.json").write_text(json.dumps(run))
+    assert [part.hardware for part in read_runs(one)] == ["NVIDIA H200, NVIDIA H200"]
+    (joined,) = read_runs(tmp_path / "new", "mine")
+    assert (joined.name, joined.split, joined.hardware) == ("mine", VARIES, VARIES)
+
+
+def test_a_folder_is_named_as_it_is_called_also_from_within(tmp_path, monkeypatch):
+    write_run(tmp_path / "base" / "linear", LINEAR)
+    monkeypatch.chdir(tmp_path / "base" / "linear")
+    assert [run.name for run in read_runs(Path("."))] == ["linear"]
+    monkeypatch.chdir(tmp_path / "base")
+    assert [run.name for run in read_runs(Path("."))] == ["linear"]  # of one baseline: it, not a run `base`
+    write_run(tmp_path / "base" / "other", {"s9": LINEAR["s1"]})
+    assert [run.name for run in read_runs(Path("."))] == ["base"]
+
+
 def test_names_are_given_in_order(two, tmp_path):
     _, tables = report(tmp_path / "page.html", *two, "--names", "ridge", "NEDS <3M>")
     assert list(tables["Result"]) == ["run", "ridge", "NEDS <3M>"]
@@ -231,6 +254,25 @@ def test_only_settings_that_say_something_are_listed(tmp_path):
             "0.3",
             "–",
         ],  # in a the default; of c nobody expects it, nor of a and b the folds
+    }
+
+
+def test_values_of_settings_are_said_in_short_and_those_of_sessions_not(tmp_path):
+    runs = runs_of(
+        write_run(
+            tmp_path / "a",
+            LINEAR,
+            rate=1 / 8100,
+            note="x" * 70,
+            sizes=[*range(9)],
+            model={"session_ids": ["s1"], "unit_counts": [5]},
+        ),
+        write_run(tmp_path / "b", LINEAR, rate=0.5, note="y" * 60, sizes=[], model={"session_ids": []}),
+    )
+    assert {name: row.tolist() for name, row in differences(runs).iterrows()} == {
+        "rate": ["0.0001235", "0.5"],
+        "note": ["'" + "x" * 27 + "..." + "x" * 28 + "'", "y" * 60],
+        "sizes": ["[0, 1, 2, 3, 4, 5, ...]", "[]"],
     }
 
 

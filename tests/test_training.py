@@ -353,12 +353,49 @@ def test_a_run_file_whose_configuration_is_none_is_named(tmp_path, read):
         read(tmp_path)
 
 
+def fine_tuning(folder, finished=1.0, **change):
+    """What is read of a run of `neds finetune`."""
+    configuration = {
+        "command": "finetune",
+        "seed": 0,
+        "data_seed": None,
+        "model": "/mine/neds-ibl",
+        "model_fingerprint": "aa",
+        "sessions": ["ann"],
+        "train_splits": ["train"],
+        "data_fingerprint": "x",
+    }
+    write_json(
+        folder / "run.json",
+        {"configuration": configuration | change} | ({"finished": finished} if finished else {}),
+    )
+    return str(folder)
+
+
+def test_fine_tunings_of_other_seeds_and_from_a_copy_of_the_same_weights_are_alike(tmp_path):
+    one = fine_tuning(tmp_path / "one")
+    other = fine_tuning(tmp_path / "other", seed=1, data_seed=7, model="/theirs/neds-ibl")
+    assert common_configuration([one, other]) == {
+        "command": "finetune",
+        "model": "/mine/neds-ibl",
+        "model_fingerprint": "aa",
+        "sessions": ["ann"],
+        "train_splits": ["train"],
+        "data_fingerprint": "x",
+        "seeds": [0, 1],
+    }
+    with pytest.raises(
+        NEDSError, match=f"alone are averaged: model_fingerprint 'bb' in .*other, 'aa' in {one}$"
+    ):
+        common_configuration([one, fine_tuning(tmp_path / "other", seed=1, model_fingerprint="bb")])
+    with pytest.raises(NEDSError, match="other is no finished run of `neds finetune`"):
+        common_configuration([one, fine_tuning(tmp_path / "other", seed=1, finished=None)])
+
+
 def test_a_fine_tuning_with_another_kind_of_setting_is_not_averaged(tmp_path):
-    configuration = {"command": "finetune", "seed": [0], "sessions": ["ann"], "train_splits": ["train"]}
-    write_json(tmp_path / "run.json", {"configuration": configuration, "finished": 1.0})
     message = f"^{tmp_path}/run.json: expected a whole number 'configuration.seed', found \\[0\\]$"
     with pytest.raises(NEDSError, match=message):
-        common_configuration([str(tmp_path)])
+        common_configuration([fine_tuning(tmp_path, seed=[0])])
 
 
 def test_a_file_is_whole_or_not_there(tmp_path):

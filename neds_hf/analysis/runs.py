@@ -258,7 +258,7 @@ def _short(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
     short = reprlib.Repr()
-    short.maxstring = short.maxother = 60
+    short.maxstring = 60
     return value if isinstance(value, str) and len(value) <= 60 else short.repr(value)
 
 

@@ -52,6 +52,5 @@ def average(models: Sequence[NEDSModel]) -> NEDSModel:
     """
     states = [model.state_dict() for model in models]
     for name, weight in states[0].items():
-        if weight.is_floating_point():
-            weight.copy_(torch.stack([state[name] for state in states]).mean(0))
+        weight.copy_(torch.stack([state[name] for state in states]).mean(0))
     return models[0]
