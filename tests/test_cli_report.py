@@ -177,6 +177,7 @@ def test_a_folder_of_models_of_one_session_each_is_one_run(tmp_path):
         write_run(tmp_path / "new" / session, scores, history, command="finetune", **about)
     (run,) = read_runs(tmp_path / "new")
     assert (run.name, list(run.scores), run.seconds) == ("new", ["s1", "s2"], 180.0)
+    assert (run.split, run.hardware) == ("test", "Abacus 9000, 1 of 2 cores")
     assert run.settings == {"command": "finetune", "seed": VARIES}
     assert run.fingerprints == {frozenset({"s1"}): "s1", frozenset({"s2"}): "s2"}
     losses = [entry["loss"] for entry in run.history]

@@ -100,6 +100,16 @@ def test_the_penalty_of_decoding_is_that_of_its_formula_for_any_number_of_sessio
         np.testing.assert_allclose(probabilities, [[0.9, 0.1], [0.1, 0.9]], atol=2e-3)
 
 
+def test_the_same_seed_gives_the_same_weights():
+    rng = np.random.default_rng(2)
+    x, y = rng.normal(size=(40, 6)), rng.normal(size=(40, 5))
+    one, other = (fit_encoding([(40, x.T @ x / 40, x.T @ y / 40)], 2, 0.01, seed=3)[0] for _ in range(2))
+    np.testing.assert_array_equal(one, other)
+    inputs, targets = torch.from_numpy(x.reshape(40, 2, 3)).float(), torch.from_numpy(y).float()
+    one, other = (fit_decoding([inputs], [targets], 5, 2, 0.01, seed=3)[0](inputs) for _ in range(2))
+    np.testing.assert_array_equal(one, other)
+
+
 def test_what_never_changes_is_predicted_so_and_too_few_trials_predict_nothing(monkeypatch):
     """The wheel stands still, no unit spikes; two trials with a choice are too few, three are enough."""
     use_small_grids(monkeypatch)
