@@ -103,11 +103,16 @@ def test_iblsorter_comes_before_pykilosort_and_the_probes_own_folder(tmp_path):
 
 
 def test_a_probe_without_spikes_is_left_out_with_a_note(tmp_path):
-    folder = write_session(tmp_path, probes=("probe00/pykilosort", "probe01/pykilosort"))
+    probes = ("probe00/pykilosort", "probe01/pykilosort", "probe02/pykilosort")
+    folder = write_session(tmp_path, probes=probes)
     (folder / "probe01" / "pykilosort" / "spikes.times.npy").unlink()
+    np.save(folder / "probe02" / "pykilosort" / "spikes.times.npy", np.array([]))
     recording = read_only_session(tmp_path)
     assert recording.provenance["probes"] == {"probe00": "alf/probe00/pykilosort"}
-    assert recording.provenance["notes"] == ["alf/probe01 has no spikes"]
+    assert recording.provenance["notes"] == [
+        "alf/probe01 has no spikes",
+        "alf/probe02/pykilosort holds no spike",
+    ]
 
 
 def test_spikes_out_of_order_give_the_same_counts(tmp_path):
@@ -296,13 +301,18 @@ def test_a_block_that_is_unknown_stays_missing(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "trials", [trials_table().assign(probabilityLeft=0.9), trials_table().drop(columns="probabilityLeft")]
+    ("trials", "note"),
+    [
+        (trials_table().assign(probabilityLeft=0.9), "probabilityLeft takes the values [0.9]"),
+        (trials_table().assign(probabilityLeft=np.nan), "probabilityLeft is NaN in every trial"),
+        (trials_table().drop(columns="probabilityLeft"), "no probabilityLeft"),
+    ],
 )
-def test_a_session_without_the_tasks_blocks_has_no_block(tmp_path, trials):
+def test_a_session_without_the_tasks_blocks_has_no_block(tmp_path, trials, note):
     write_trials(write_session(tmp_path), trials)
     recording = read_only_session(tmp_path)
     assert set(recording.categorical) == set(recording.classes) == {"choice"}
-    assert "block is missing" in recording.provenance["notes"][0]
+    assert recording.provenance["notes"] == [f"block is missing: {note}"]
 
 
 def test_units_without_histology_or_quality_have_none(tmp_path):
@@ -399,6 +409,9 @@ def test_ids_do_not_depend_on_where_and_when_the_tables_are_made(tmp_path):
 
 def test_ids_that_are_numbers_and_odd_quality_labels_are_taken_as_far_as_they_go(tmp_path):
     folder = write_session(tmp_path) / "probe00" / "pykilosort"
+    pd.DataFrame({"uuids": ["7", None, "9"]}).to_csv(folder / "clusters.uuids.csv", index=False)
+    units = read_only_session(tmp_path).units
+    assert units["uuid"].isna().tolist() == [False, True, False]
     pd.DataFrame({"uuids": [7, 8, 9]}).to_csv(folder / "clusters.uuids.csv", index=False)
     metrics = pd.DataFrame({"cluster_id": [0, 0, 1, 2], "label": ["1", "0.5", "good", None]})
     metrics.to_parquet(folder / "clusters.metrics.pqt")
@@ -453,7 +466,7 @@ def test_tables_that_are_there_are_used_as_they_are(tmp_path):
     assert (tmp_path / "sessions.pqt").read_bytes() == tables
 
 
-def test_a_session_without_trials_or_spikes_is_listed_and_read_with_the_reason(tmp_path):
+def test_a_session_without_trials_or_spikes_is_read_with_the_reason_and_of_a_server_not_listed(tmp_path):
     write_session(tmp_path, subject="complete")
     (write_session(tmp_path, subject="untrained") / "_ibl_trials.table.pqt").unlink()
     write_session(tmp_path, subject="behaviour", probes=())
@@ -465,6 +478,12 @@ def test_a_session_without_trials_or_spikes_is_listed_and_read_with_the_reason(t
         except NEDSError as error:
             found[one.eid2path(session).parts[-3]] = str(error).removeprefix(f"{session}: ").split(",")[0]
     assert found == {"complete": "complete", "untrained": "no trials", "behaviour": "no spikes"}
+
+    class Server(type(one)):
+        offline = False
+
+    one.__class__ = Server  # of whose thousands of sessions only those are listed that can be read
+    assert [one.eid2path(session).parts[-3] for session in alf.list_sessions(one)] == ["complete"]
 
 
 def test_a_session_of_the_tables_that_is_not_here_is_not_listed(tmp_path):

@@ -130,8 +130,10 @@ def test_what_stands_in_the_way_of_a_comparison_comes_first(two, tmp_path, capsy
 def test_runs_that_share_no_session_have_no_means(tmp_path):
     one = write_run(tmp_path / "one", {"s1": LINEAR["s1"]})
     other = write_run(tmp_path / "other", {"s2": LINEAR["s2"]})
+    said = "The runs are not of the same sessions (one 1, other 1); no session is in all of them."
+    assert cautions(runs_of(one, other)) == [said]
     page, tables = report(tmp_path / "page.html", one, other)
-    assert "The runs are not of the same sessions (one 1, other 1); no session is in all of them." in page
+    assert said in page
     assert list(tables) == ["Before comparing", "Runs", "Session s1", "Session s2"]
 
 
@@ -175,6 +177,7 @@ def test_a_folder_of_models_of_one_session_each_is_one_run(tmp_path):
         write_run(tmp_path / "new" / session, scores, history, command="finetune", **about)
     (run,) = read_runs(tmp_path / "new")
     assert (run.name, list(run.scores), run.seconds) == ("new", ["s1", "s2"], 180.0)
+    assert (run.split, run.hardware) == ("test", "Abacus 9000, 1 of 2 cores")
     assert run.settings == {"command": "finetune", "seed": VARIES}
     assert run.fingerprints == {frozenset({"s1"}): "s1", frozenset({"s2"}): "s2"}
     losses = [entry["loss"] for entry in run.history]
@@ -182,6 +185,27 @@ def test_a_folder_of_models_of_one_session_each_is_one_run(tmp_path):
     _, tables = report(tmp_path / "page.html", tmp_path / "new")
     assert tables["Result"]["new"] == ["0.200 ± 0.100", "0.600 ± 0.100", "0.800"]
     assert tables["Runs"]["new"][4] == "2 different"
+
+
+def test_models_of_one_session_each_are_named_together_and_what_differs_is_said(tmp_path):
+    one = write_run(tmp_path / "new" / "s1", {"s1": LINEAR["s1"]}, command="finetune", split="test")
+    write_run(tmp_path / "new" / "s2", {"s2": LINEAR["s2"]}, command="finetune", split="validation")
+    run = json.loads((one / "run.json").read_text())
+    run["hardware"] |= {"gpus": ["NVIDIA H200", "NVIDIA H200"]}
+    (one / "run.json").write_text(json.dumps(run))
+    assert [part.hardware for part in read_runs(one)] == ["NVIDIA H200, NVIDIA H200"]
+    (joined,) = read_runs(tmp_path / "new", "mine")
+    assert (joined.name, joined.split, joined.hardware) == ("mine", VARIES, VARIES)
+
+
+def test_a_folder_is_named_as_it_is_called_also_from_within(tmp_path, monkeypatch):
+    write_run(tmp_path / "base" / "linear", LINEAR)
+    monkeypatch.chdir(tmp_path / "base" / "linear")
+    assert [run.name for run in read_runs(Path("."))] == ["linear"]
+    monkeypatch.chdir(tmp_path / "base")
+    assert [run.name for run in read_runs(Path("."))] == ["linear"]  # of one baseline: it, not a run `base`
+    write_run(tmp_path / "base" / "other", {"s9": LINEAR["s1"]})
+    assert [run.name for run in read_runs(Path("."))] == ["base"]
 
 
 def test_names_are_given_in_order(two, tmp_path):
@@ -234,6 +258,25 @@ def test_only_settings_that_say_something_are_listed(tmp_path):
     }
 
 
+def test_values_of_settings_are_said_in_short_and_those_of_sessions_not(tmp_path):
+    runs = runs_of(
+        write_run(
+            tmp_path / "a",
+            LINEAR,
+            rate=1 / 8100,
+            note="x" * 70,
+            sizes=[*range(9)],
+            model={"session_ids": ["s1"], "unit_counts": [5]},
+        ),
+        write_run(tmp_path / "b", LINEAR, rate=0.5, note="y" * 60, sizes=[], model={"session_ids": []}),
+    )
+    assert {name: row.tolist() for name, row in differences(runs).iterrows()} == {
+        "rate": ["0.0001235", "0.5"],
+        "note": ["'" + "x" * 27 + "..." + "x" * 28 + "'", "y" * 60],
+        "sizes": ["[0, 1, 2, 3, 4, 5, ...]", "[]"],
+    }
+
+
 def test_other_data_and_another_split_are_said(tmp_path):
     one = write_run(tmp_path / "one", LINEAR, data_fingerprint="x")
     other = write_run(tmp_path / "other", LINEAR, data_fingerprint="y")
@@ -274,8 +317,8 @@ def test_what_is_no_run_is_one_line_that_names_it(two, tmp_path, capsys):
         "nowhere": "there is no run",
         "empty": "has no metrics.json, nor has any folder in it",
         "broken.json": "cannot be read as JSON",
-        "list.json": "holds no JSON object",
-        "other.json": 'holds other than {"sessions": {session: {metric: number}}}',
+        "list.json": "expected a mapping, found []",
+        "other.json": "expected a number 'sessions.NEDS.s1', found {'bits_per_spike': 1.0}",
         "unscored": "has the metrics of no session",
     }.items():
         assert (
@@ -283,6 +326,55 @@ def test_what_is_no_run_is_one_line_that_names_it(two, tmp_path, capsys):
         )
         error = capsys.readouterr().err
         assert str(tmp_path / path) in error and message in error and len(error.splitlines()) == 1
+    assert not (tmp_path / "page.html").exists()
+
+
+@pytest.mark.parametrize(
+    "name, content, message",
+    [
+        ("scores.json", {}, "expected a mapping 'sessions', found None"),
+        ("scores.json", {"sessions": [LINEAR]}, "expected a mapping 'sessions', found [{"),
+        ("scores.json", {"sessions": {"s1": ["m"]}}, "expected a mapping 'sessions.s1', found ['m']"),
+        ("scores.json", {"sessions": {"s1": {"m": "0.3"}}}, "expected a number 'sessions.s1.m', found '0.3'"),
+        (
+            "scores.json",
+            {"sessions": LINEAR, "configuration": []},
+            "expected a mapping 'configuration', found []",
+        ),
+        (
+            "scores.json",
+            {"sessions": LINEAR, "configuration": {"split": 7}},
+            "expected text 'configuration.split', found 7",
+        ),
+        (
+            "scores.json",
+            {"sessions": LINEAR, "configuration": {"sessions": 7}},
+            "expected a list 'configuration.sessions', found 7",
+        ),
+        (
+            "scores.json",
+            {"sessions": LINEAR, "configuration": {"train_null": [7]}},
+            "text 'configuration.train_null[0]', found 7",
+        ),
+        ("scores.json", {"sessions": LINEAR, "warnings": None}, "expected a list 'warnings', found None"),
+        (
+            "scores.json",
+            {"sessions": LINEAR, "hardware": {"gpus": 7}},
+            "expected a list 'hardware.gpus', found 7",
+        ),
+        ("run.json", {"configuration": {}, "hardware": []}, "expected a mapping 'hardware', found []"),
+        ("run.json", {"configuration": {"command": {}}}, "expected text 'configuration.command', found {}"),
+        ("run.json", {"finished": "soon"}, "expected a number 'finished', found 'soon'"),
+        ("trainer_state.json", {}, "expected a list 'log_history', found None"),
+        ("trainer_state.json", {"log_history": [7]}, "expected a mapping 'log_history[0]', found 7"),
+    ],
+)
+def test_a_file_with_another_kind_of_value_is_named_with_it(tmp_path, error_of, name, content, message):
+    folder = write_run(tmp_path / "run", LINEAR)
+    (folder / name).write_text(json.dumps(content))
+    source = folder / name if name == "scores.json" else folder
+    error = error_of("report", source, "--output", tmp_path / "page.html")
+    assert error.startswith(f"neds report: {folder / name}: expected ") and message in error
     assert not (tmp_path / "page.html").exists()
 
 

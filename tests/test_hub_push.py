@@ -113,6 +113,13 @@ def test_private_on_a_branch_with_a_message(hub, lab, model):
     assert commit.message == "larger model" and commit.written == MODEL
     assert hub.commits("model", "lab/drafts") == []
 
+    (model / "new.json").write_text("{}")
+    (model / "modeling_neds.py").unlink()
+    assert neds(lab, *where).returncode == 0  # the branch is there now
+    commit = hub.commits("model", "lab/drafts", "v2")[-1]
+    assert commit.written == {"new.json"} and commit.deleted == {"modeling_neds.py"}
+    assert hub.commits("model", "lab/drafts") == []
+
 
 def test_private_is_not_pushed_into_a_public_repository(hub, lab, model):
     assert neds(lab, "push", model, "lab/public").returncode == 0
@@ -180,6 +187,7 @@ def test_what_is_refused_before_the_hub_is_asked(model, name, reason):
 
 
 def test_a_folder_that_is_neither_model_nor_dataset(tmp_path):
+    (tmp_path / "trials").mkdir()  # as in a search's folder
     with pytest.raises(NEDSError, match=f"{tmp_path} is neither a model folder .* nor a dataset folder"):
         push(tmp_path, "lab/x")
 
@@ -205,13 +213,32 @@ def test_a_copy_that_was_cut_off(model, name):
         push(model, "lab/x")
 
 
-def test_an_adapter_whose_configuration_was_cut_off(model):
-    (model / "adapter_config.json").write_text('{"base_model_name_or_path": "lab')
-    with pytest.raises(NEDSError, match=f"{model}/adapter_config.json cannot be read as JSON"):
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("config.json", "[]", "AttributeError: 'list' object has no attribute 'get'"),
+        ("metrics.json", "[]", "TypeError: list indices must be integers"),
+        ("metrics.json", "{}", "KeyError: 'mean'"),
+        ("config.json", '{"session_ids": ["ann"]}', "UndefinedError: 'dict object' has no attribute 'num"),
+    ],
+)
+def test_files_of_which_no_card_can_be_made(model, name, content, reason):
+    (model / "README.md").unlink()
+    (model / "config.json").write_text('{"session_ids": ["ann"], "unit_counts": [5]}')
+    (model / name).write_text(content)
+    message = f"{model} is no whole model folder: no card can be made of its JSON files ({reason}"
+    with pytest.raises(NEDSError, match=re.escape(message)):
         push(model, "lab/x")
 
 
-@pytest.mark.parametrize("base", ["/home/me/neds-ibl", "neds-ibl", None])
+def test_an_adapter_configuration_that_is_none(model):
+    for text, reason in (("{", " cannot be read as JSON"), ("[]", ": expected a mapping, found")):
+        (model / "adapter_config.json").write_text(text)
+        with pytest.raises(NEDSError, match=f"{model / 'adapter_config.json'}{reason}"):
+            push(model, "lab/x")
+
+
+@pytest.mark.parametrize("base", ["/home/me/neds-ibl", "/neds-ibl", "neds-ibl", None])
 def test_an_adapter_of_a_model_that_is_not_on_the_hub(model, base):
     config = model / "adapter_config.json"
     config.write_text(json.dumps({"base_model_name_or_path": base}))

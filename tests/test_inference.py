@@ -1,12 +1,14 @@
 """Encoding from one behaviour alone is what the model says where the others were never recorded."""
 
+from copy import deepcopy
+
 import numpy as np
 import pytest
 import torch
 
 from neds_hf.metrics.functional import bits_per_spike
 from neds_hf.training.fit import split_loader
-from neds_hf.training.inference import score_single_behaviors
+from neds_hf.training.inference import Ensemble, score_single_behaviors, translate
 from neds_hf.training.sessions import load_model, open_recordings
 
 BEHAVIORS = ("choice", "block", "wheel_speed", "whisker_motion_energy")
@@ -62,3 +64,33 @@ def test_a_trial_without_the_behaviour_has_no_part_in_it(trained):
         log_rates = model(**inputs.to(model.device), scheme="encoding").log_rates.cpu().numpy()
     of_all = np.nanmean(bits_per_spike(log_rates, trials.spike_counts))
     assert abs(of_all - expected) > 1e-4  # it would have shown
+
+
+def test_a_model_in_training_is_scored_without_dropout_and_then_trains_on(trained, model_folder):
+    _, processor, recordings = trained
+    model, _ = load_model(str(model_folder), {"unit_dropout": 0.5})
+    batch = next(iter(split_loader(processor, recordings, "test")))
+    expected = translate(model.eval(), batch, "decoding").predictions["wheel_speed"]
+    assert not model.training
+    found = translate(model.train(), batch, "decoding").predictions["wheel_speed"]
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    assert model.training
+    torch.manual_seed(0)
+    dropped = model(**batch, scheme="decoding").predictions["wheel_speed"]
+    assert not torch.allclose(dropped, expected, rtol=0.01)  # it would have shown
+
+
+@pytest.mark.parametrize("task", ["encoding", "decoding"])
+def test_the_loss_of_several_models_is_the_mean_of_theirs(trained, task):
+    one, processor, recordings = trained
+    other = deepcopy(one)
+    with torch.no_grad():
+        for weight in other.parameters():
+            weight.mul_(1.1)
+    batch = next(iter(split_loader(processor, recordings, "test")))
+    losses, others, both = (translate(model, batch, task) for model in (one, other, Ensemble([one, other])))
+    assert abs(losses.loss - others.loss) > 1e-3
+    torch.testing.assert_close(both.loss, (losses.loss + others.loss) / 2)
+    assert both.losses.keys() == losses.losses.keys()
+    for name, loss in both.losses.items():
+        torch.testing.assert_close(loss, (losses.losses[name] + others.losses[name]) / 2)

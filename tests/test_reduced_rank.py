@@ -76,6 +76,58 @@ def test_without_activity_classes_have_their_share():
     np.testing.assert_allclose(decoder(torch.zeros(1, 2, 3)).softmax(1), [[0.75, 0, 0.25]], atol=0.01)
 
 
+PENALIZED = ([-1.0, 1.0] * 4, [-3.0, 3.0] * 4)  # a regressor of variance 1, and what is 3 times it
+
+
+@pytest.mark.parametrize("num_sessions", [1, 3])
+def test_the_penalty_of_encoding_is_that_of_its_formula_for_any_number_of_sessions(num_sessions):
+    """Of one weight w = v u, a (v² + u²) is least 2 a |w|: the lasso, (3 − a) of 3 where the variance is 1."""
+    x, y = (np.array(values)[:, None] for values in PENALIZED)
+    found = fit_encoding([(8, x.T @ x / 8, x.T @ y / 8)] * num_sessions, 1, 0.5, seed=0)
+    assert np.ravel(found) == pytest.approx([2.5] * num_sessions, abs=1e-3)
+
+
+@pytest.mark.parametrize("num_sessions", [1, 3])
+def test_the_penalty_of_decoding_is_that_of_its_formula_for_any_number_of_sessions(num_sessions):
+    """The same lasso; and of two classes, 1 / (1 + e^2w) = √2 a is the share of the wrong one."""
+    x, y = (torch.tensor(values)[:, None] for values in PENALIZED)
+    inputs = [x[:, None]] * num_sessions
+    for decoder in fit_decoding(inputs, [y + 5] * num_sessions, 1, 1, 0.5, seed=0):
+        np.testing.assert_allclose(decoder(x[:2, None]), [[2.5], [7.5]], atol=2e-3)
+    classes = [torch.tensor([0, 1] * 4)] * num_sessions
+    for decoder in fit_decoding(inputs, classes, 2, 1, 0.1 / 2**0.5, seed=0):
+        probabilities = decoder(x[:2, None]).softmax(1)
+        np.testing.assert_allclose(probabilities, [[0.9, 0.1], [0.1, 0.9]], atol=2e-3)
+
+
+def test_the_same_seed_gives_the_same_weights():
+    rng = np.random.default_rng(2)
+    x, y = rng.normal(size=(40, 6)), rng.normal(size=(40, 5))
+    one, other = (fit_encoding([(40, x.T @ x / 40, x.T @ y / 40)], 2, 0.01, seed=3)[0] for _ in range(2))
+    np.testing.assert_array_equal(one, other)
+    inputs, targets = torch.from_numpy(x.reshape(40, 2, 3)).float(), torch.from_numpy(y).float()
+    one, other = (fit_decoding([inputs], [targets], 5, 2, 0.01, seed=3)[0](inputs) for _ in range(2))
+    np.testing.assert_array_equal(one, other)
+
+
+def test_what_never_changes_is_predicted_so_and_too_few_trials_predict_nothing(monkeypatch):
+    """The wheel stands still, no unit spikes; two trials with a choice are too few, three are enough."""
+    use_small_grids(monkeypatch)
+    train, test = planted(9, 0)[0], planted(2, 1)[0]
+    still = replace(
+        train,
+        spike_counts=np.zeros_like(train.spike_counts),
+        continuous={"wheel": np.full_like(train.continuous["wheel"], 3.3)},
+        categorical={"choice": np.array([0, 1, -1, -1, -1, -1, -1, -1, -1])},
+    )
+    (predicted,) = reduced_rank([still], [test], 0)
+    np.testing.assert_allclose(predicted["wheel"], np.full((2, NUM_BINS), 3.3), rtol=1e-5)
+    assert np.isfinite(predicted["log_rates"]).all() and np.isnan(predicted["choice"]).all()
+    still.categorical["choice"][2] = 0
+    (choice,) = decoded([still], [test], "choice")
+    np.testing.assert_allclose(choice, [[2 / 3, 1 / 3]] * 2, atol=0.01)
+
+
 def test_a_planted_low_rank_is_found_in_few_trials_better_than_by_ridge():
     train, (test, true_rates) = planted(30, 0)[0], planted(200, 1)
     wheel = test.continuous["wheel"]

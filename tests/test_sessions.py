@@ -145,6 +145,28 @@ def test_what_is_no_model_is_refused(tmp_path, model_folder):
         load_model(str(copy))
 
 
+@pytest.mark.parametrize(
+    "name, change, message",
+    [
+        ("config.json", [], r": expected a mapping, found \[\]"),
+        ("processor_config.json", [], r": expected a mapping, found \[\]"),
+        ("processor_config.json", {"num_bins": [20]}, r": expected a whole number 'num_bins', found \[20\]"),
+        ("processor_config.json", {"sessions": [{}]}, r": expected text 'sessions\[0\].session', found None"),
+        (
+            "adapter_config.json",
+            {"base_model_name_or_path": 7},
+            ": expected text 'base_model_name_or_path', found 7",
+        ),
+    ],
+)
+def test_a_file_of_a_model_with_another_kind_of_value_is_named(tmp_path, model_folder, name, change, message):
+    file = shutil.copytree(model_folder, tmp_path / "copy") / name
+    before = json.loads(file.read_text()) if file.exists() else {}
+    file.write_text(json.dumps(before | change if change else change))
+    with pytest.raises(NEDSError, match=f"{file}{message}$"):
+        load_model(str(tmp_path / "copy"))
+
+
 # --- a processor for new sessions ---
 
 

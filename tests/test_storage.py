@@ -207,9 +207,7 @@ def test_a_folder_that_cannot_be_written_to_is_one_error_before_anything_is_read
     [
         ("sessions/s1.parquet", "PAR1", ": expected a Parquet file"),
         ("held_out.json", '["s1",]', " cannot be read as JSON"),
-        ("held_out.json", "null", " holds no JSON list"),
         ("dropped_sessions.json", '{"s1":', " cannot be read as JSON"),
-        ("dropped_sessions.json", "[]", " holds no JSON object"),
     ],
 )
 def test_a_file_that_is_damaged_is_named(tmp_path, file, content, message):
@@ -218,6 +216,23 @@ def test_a_file_that_is_damaged_is_named(tmp_path, file, content, message):
     (tmp_path / file).write_text(content)
     with pytest.raises(NEDSError, match=f"^{tmp_path / file}{message}"):
         convert(tmp_path, [source("s1")], OPTIONS, BEHAVIORS)
+
+
+@pytest.mark.parametrize(
+    "file, content, message",
+    [
+        ("held_out.json", '"s1"', "a list, found 's1'"),
+        ("held_out.json", '[["s1"]]', "text '[0]', found ['s1']"),
+        ("dropped_sessions.json", '["s1"]', "a mapping, found ['s1']"),
+    ],
+)
+def test_a_list_of_another_kind_is_named_and_left_as_it_was(tmp_path, file, content, message):
+    convert(tmp_path, [source("s1")], OPTIONS, BEHAVIORS)
+    (tmp_path / file).write_text(content)
+    with pytest.raises(NEDSError) as error:
+        convert(tmp_path, [source("s1")], OPTIONS, BEHAVIORS)
+    assert str(error.value) == f"{tmp_path / file}: expected {message}"
+    assert (tmp_path / file).read_text() == content
 
 
 def test_two_conversions_into_one_folder_come_one_after_the_other(tmp_path, monkeypatch, capsys):

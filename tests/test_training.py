@@ -315,7 +315,9 @@ def test_a_damaged_run_file_is_named(tmp_path, content):
     file = tmp_path / "run.json"
     file.write_bytes(content)
     for read in (lambda: start_run(tmp_path, {"seed": 0}), lambda: note(tmp_path, a=1)):
-        with pytest.raises(NEDSError, match=rf"^{file} (cannot be read as JSON|holds no JSON object)"):
+        with pytest.raises(
+            NEDSError, match=rf"^{file} cannot be read as JSON|^{file}: expected a mapping, found"
+        ):
             read()
     assert file.read_bytes() == content
 
@@ -344,9 +346,54 @@ def test_a_run_file_of_another_program_is_not_overwritten(tmp_path):
 def test_a_run_file_whose_configuration_is_none_is_named(tmp_path, read):
     write_json(tmp_path / "metrics.json", {"sessions": {"ann": {"psth_r2": 0.5}}})
     (tmp_path / "run.json").write_text('{"configuration": [7]}')
-    message = f"^{tmp_path}/run.json is of no run: expected a mapping 'configuration', found \\[7\\]$"
+    message = f"^{tmp_path}/run.json: expected a mapping 'configuration', found \\[7\\]$"
     with pytest.raises(NEDSError, match=message):
         read(tmp_path)
+
+
+def fine_tuning(folder, finished=1.0, **change):
+    """What is read of a run of `neds finetune`."""
+    configuration = {
+        "command": "finetune",
+        "seed": 0,
+        "data_seed": None,
+        "model": "/mine/neds-ibl",
+        "model_fingerprint": "aa",
+        "sessions": ["ann"],
+        "train_splits": ["train"],
+        "data_fingerprint": "x",
+    }
+    write_json(
+        folder / "run.json",
+        {"configuration": configuration | change} | ({"finished": finished} if finished else {}),
+    )
+    return str(folder)
+
+
+def test_fine_tunings_of_other_seeds_and_from_a_copy_of_the_same_weights_are_alike(tmp_path):
+    one = fine_tuning(tmp_path / "one")
+    other = fine_tuning(tmp_path / "other", seed=1, data_seed=7, model="/theirs/neds-ibl")
+    assert common_configuration([one, other]) == {
+        "command": "finetune",
+        "model": "/mine/neds-ibl",
+        "model_fingerprint": "aa",
+        "sessions": ["ann"],
+        "train_splits": ["train"],
+        "data_fingerprint": "x",
+        "seeds": [0, 1],
+    }
+    with pytest.raises(
+        NEDSError, match=f"alone are averaged: model_fingerprint 'bb' in .*other, 'aa' in {one}$"
+    ):
+        common_configuration([one, fine_tuning(tmp_path / "other", seed=1, model_fingerprint="bb")])
+    with pytest.raises(NEDSError, match="other is no finished run of `neds finetune`"):
+        common_configuration([one, fine_tuning(tmp_path / "other", seed=1, finished=None)])
+
+
+def test_a_fine_tuning_with_another_kind_of_setting_is_not_averaged(tmp_path):
+    message = f"^{tmp_path}/run.json: expected a whole number 'configuration.seed', found \\[0\\]$"
+    with pytest.raises(NEDSError, match=message):
+        common_configuration([fine_tuning(tmp_path, seed=[0])])
 
 
 def test_a_file_is_whole_or_not_there(tmp_path):

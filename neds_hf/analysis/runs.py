@@ -12,13 +12,30 @@ from pathlib import Path
 import pandas as pd
 
 from neds_hf.analysis.summary import Estimate
-from neds_hf.data.files import read_json
+from neds_hf.data.files import check_content, read_json
 from neds_hf.errors import NEDSError
-from neds_hf.training.runs import read_run
+from neds_hf.training.runs import RUN_FILE, read_run
 
 METRICS_FILE = "metrics.json"
 HISTORY_FILE = "trainer_state.json"
-
+# What is read of the files, for `check_content`.
+NUMBER = (int, float)
+METRICS = {"sessions": {"*": {"*": (*NUMBER, type(None))}}}
+HISTORY = {"log_history": [dict]}
+ABOUT = {  # `run.json`, or a file of `neds evaluate`
+    "configuration": {
+        "command?": str,
+        "sessions?": [str],
+        "data_fingerprint?": str,
+        "split?": str,
+        "train_null?": [str],
+        "train_splits?": [str],
+    },
+    "hardware?": {"gpus?": [str]},
+    "started?": NUMBER,
+    "finished?": NUMBER,
+    "warnings?": [str],
+}
 # Settings that are of the sessions, not of the method.
 OF_SESSIONS = ("sessions", "session_ids", "unit_counts", "data_fingerprint")
 VARIES = "varies"
@@ -176,27 +193,20 @@ def cautions(runs: list[Run]) -> list[str]:
 def _read_run(path: Path, name: str) -> Run:
     """The run of a folder, or of a file that `neds evaluate` wrote."""
     metrics_file = path if path.is_file() else path / METRICS_FILE
-    metrics = read_json(metrics_file)
-    try:
-        scores = {
-            session: {
-                metric: math.nan if value is None else float(value) for metric, value in of_session.items()
-            }
-            for session, of_session in metrics["sessions"].items()
-        }
-    except (KeyError, AttributeError, TypeError, ValueError) as error:
-        raise NEDSError(
-            f'{metrics_file} holds other than {{"sessions": {{session: {{metric: number}}}}}}, '
-            "which training, baselines and `neds evaluate` write"
-        ) from error
+    metrics = read_json(metrics_file, METRICS)
+    scores = {
+        session: {metric: math.nan if value is None else float(value) for metric, value in of_session.items()}
+        for session, of_session in metrics["sessions"].items()
+    }
     if not scores:
         raise NEDSError(f"{metrics_file} has the metrics of no session")
-    about, history = metrics, []
+    about, about_file, history = {"configuration": {}, **metrics}, path, []
     if path.is_dir():
-        about = read_run(path)
+        about, about_file = read_run(path), path / RUN_FILE
         if (path / HISTORY_FILE).exists():
-            history = read_json(path / HISTORY_FILE)["log_history"]
-    configuration = about.get("configuration", {})
+            history = read_json(path / HISTORY_FILE, HISTORY)["log_history"]
+    check_content(about_file, about, ABOUT)
+    configuration = about["configuration"]
     fingerprint, sessions = configuration.get("data_fingerprint"), configuration.get("sessions", scores)
     return Run(
         name,
@@ -249,7 +259,7 @@ def _short(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
     short = reprlib.Repr()
-    short.maxstring = short.maxother = 60
+    short.maxstring = 60
     return value if isinstance(value, str) and len(value) <= 60 else short.repr(value)
 
 

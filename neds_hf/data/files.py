@@ -2,6 +2,7 @@
 
 import json
 import math
+import reprlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,19 +25,44 @@ def write_json(path: Path, content: dict | list) -> None:
         unfinished.write_text(json.dumps(_finite_or_none(content), indent=2, allow_nan=False) + "\n")
 
 
-def read_json(file: Path, kind: type = dict):
-    """What such a file holds, a `dict` or a `list`.
+def read_json(file: Path, expected: object = dict):
+    """What such a file holds; `expected` is what is read of it, as `check_content` takes it.
 
     Raises:
-        NEDSError: It cannot be read, is damaged, or holds another kind of JSON.
+        NEDSError: It cannot be read, is damaged, or holds something else.
     """
     try:
         content = json.loads(file.read_text())
     except (OSError, ValueError) as error:
         raise NEDSError(f"{file} cannot be read as JSON: {error}") from error
-    if not isinstance(content, kind):
-        raise NEDSError(f"{file} holds no JSON {'object' if kind is dict else 'list'}")
+    check_content(file, content, expected)
     return content
+
+
+def check_content(file: Path, content: object, expected: object, name: str = "") -> None:
+    """Make sure that a file, which others may have written or changed, holds what is read of it.
+
+    Args:
+        expected: Type of the content; `[kind]` for a list; a mapping of names to kinds, where a name that ends in
+            `?` may be missing, and the name `*` stands for all.
+        name: Of this content in the file.
+
+    Raises:
+        NEDSError: It does not.
+    """
+    kind = expected if isinstance(expected, type | tuple) else type(expected)
+    if not isinstance(content, kind):
+        what = {dict: "a mapping", list: "a list", str: "text", int: "a whole number"}.get(kind, "a number")
+        where = f" {name!r}" if name else ""
+        raise NEDSError(f"{file}: expected {what}{where}, found {reprlib.repr(content)}")
+    if isinstance(expected, list):
+        for place, entry in enumerate(content):
+            check_content(file, entry, expected[0], f"{name}[{place}]")
+    if isinstance(expected, dict):
+        for key, of_key in expected.items():
+            for part in content if key == "*" else [key.removesuffix("?")]:
+                if part in content or not key.endswith("?"):
+                    check_content(file, content.get(part), of_key, f"{name}.{part}" if name else part)
 
 
 def _finite_or_none(content):

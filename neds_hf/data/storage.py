@@ -247,7 +247,7 @@ def held_out_sessions(out: Path) -> list[str]:
     """Sessions that are held out of pretraining, whether or not they are converted already."""
     listed, card = Path(out) / "held_out.json", Path(out) / "README.md"
     if listed.exists():
-        return read_json(listed, list)
+        return read_json(listed, [str])
     if not (card.exists() and any(card.parent.glob("sessions/*.parquet"))):
         return []
     # A folder of before there was the list.
@@ -259,7 +259,7 @@ def held_out_sessions(out: Path) -> list[str]:
 def dropped_sessions(out: Path) -> dict[str, str]:
     """Session to why it could not be used."""
     file = Path(out) / "dropped_sessions.json"
-    return read_json(file) if file.exists() else {}
+    return read_json(file, {"*": str}) if file.exists() else {}
 
 
 def trial_files(out: Path, split: str, sessions: Iterable[str]) -> list[Path]:

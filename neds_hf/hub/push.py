@@ -1,6 +1,5 @@
 """A model folder or a dataset folder to the Hub, in one commit."""
 
-import json
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
@@ -8,6 +7,7 @@ from typing import TYPE_CHECKING
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import HTTPError
 from huggingface_hub.utils import logging
+from jinja2 import TemplateError
 from safetensors import SafetensorError, safe_open
 
 from neds_hf.cards.model import write_model_card
@@ -133,10 +133,17 @@ def kind_of(folder: Path) -> str:
     try:
         for file in folder.glob("*.safetensors"):
             safe_open(file, "np")  # reads what is in it
+    except SafetensorError as error:
+        raise NEDSError(f"{folder} is no whole model folder: {error}") from error
+    try:
         if not (folder / "README.md").exists():
             write_model_card(folder)
-    except (json.JSONDecodeError, SafetensorError) as error:
-        raise NEDSError(f"{folder} is no whole model folder: {error}") from error
+    except NEDSError:
+        raise
+    except (ValueError, TypeError, LookupError, AttributeError, TemplateError) as error:
+        raise NEDSError(
+            f"{folder} is no whole model folder: no card can be made of its JSON files ({reason(error)})"
+        ) from error
     if configs[1].exists():
         base = read_json(configs[1]).get("base_model_name_or_path")
         if is_only_here(str(base)):

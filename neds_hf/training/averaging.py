@@ -1,15 +1,19 @@
 """Fine-tunings that differ in the seed alone, as one model."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 
+from neds_hf.data.files import check_content
 from neds_hf.errors import NEDSError
 from neds_hf.models.modeling_neds import NEDSModel
-from neds_hf.training.runs import differing_settings, read_run
+from neds_hf.training.runs import RUN_FILE, differing_settings, read_run
 
 # The model that they start from goes by its weights, not by its path.
 MAY_DIFFER = ("seed", "data_seed", "model")
+# What is read of a configuration, for `check_content`.
+READ = {"seed": int, "sessions": [str], "train_splits": [str], "data_fingerprint": str, "model": str}
 
 
 def common_configuration(folders: Sequence[str]) -> dict:
@@ -27,6 +31,7 @@ def common_configuration(folders: Sequence[str]) -> dict:
         configuration = run["configuration"]
         if configuration.get("command") != "finetune" or "finished" not in run:
             raise NEDSError(f"{folder} is no finished run of `neds finetune`, and only those are averaged")
+        check_content(Path(folder, RUN_FILE), configuration, READ, "configuration")
         configurations.append(configuration)
     first, *others = ({k: v for k, v in c.items() if k not in MAY_DIFFER} for c in configurations)
     for folder, other in zip(folders[1:], others):
@@ -48,6 +53,5 @@ def average(models: Sequence[NEDSModel]) -> NEDSModel:
     """
     states = [model.state_dict() for model in models]
     for name, weight in states[0].items():
-        if weight.is_floating_point():
-            weight.copy_(torch.stack([state[name] for state in states]).mean(0))
+        weight.copy_(torch.stack([state[name] for state in states]).mean(0))
     return models[0]

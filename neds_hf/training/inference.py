@@ -40,9 +40,9 @@ class Ensemble(nn.Module):
         for name, classes in self.models[0].config.behaviors.items():
             each = torch.stack([output.predictions[name] for output in outputs])
             predictions[name] = _log_mean_exp(each.log_softmax(-1)) if classes else each.mean(0)
-        names = outputs[0].losses or {}
+        names = outputs[0].losses
         return NEDSOutput(
-            loss=sum(output.loss for output in outputs) / len(outputs) if names else None,
+            loss=sum(output.loss for output in outputs) / len(outputs),
             losses={name: sum(output.losses[name] for output in outputs) / len(outputs) for name in names},
             log_rates=_log_mean_exp(torch.stack([output.log_rates for output in outputs])),
             predictions=predictions,
@@ -104,7 +104,7 @@ def score_batches(
             *((f"loss_{name}", decoded.losses[name]) for name in decoded.losses if name != "spikes"),
         ]:
             losses[name] = losses.get(name, 0.0) + size * float(loss)
-        log_rates = encoded.log_rates.float().cpu().numpy()
+        log_rates = encoded.log_rates.cpu().numpy()
         counts = batch["spike_counts"].numpy()
         for session, rows, units in by_session(processor, batch):
             if session not in sums:
@@ -113,7 +113,7 @@ def score_batches(
             for name, classes in behaviors.items():
                 shown = rows[batch["available"][name].numpy()[rows]]
                 real = batch["behaviors"][name].numpy()[shown]
-                predicted = decoded.predictions[name].float().cpu().numpy()[shown]
+                predicted = decoded.predictions[name].cpu().numpy()[shown]
                 if classes is None:
                     sums[session].add_continuous(name, predicted, real)
                 else:
@@ -148,7 +148,7 @@ def score_single_behaviors(
         for name in processor.behaviors:
             alone = {other: there & (other == name) for other, there in batch["available"].items()}
             output = translate(model, {**batch, "available": alone}, "encoding")
-            log_rates = output.log_rates.float().cpu().numpy()
+            log_rates = output.log_rates.cpu().numpy()
             for session, rows, units in by_session(processor, batch):
                 of_session = sums.setdefault(session, {})
                 if name not in of_session:

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from filelock import FileLock, Timeout
 
-from neds_hf.data.files import read_json, write_json, written_whole
+from neds_hf.data.files import check_content, read_json, write_json, written_whole
 from neds_hf.errors import NEDSError
 
 LIBRARIES = ("neds_hf", "torch", "transformers", "datasets", "accelerate", "numpy")
@@ -66,10 +66,7 @@ def read_run(folder: str | Path) -> dict:
     """
     path = Path(folder, RUN_FILE)
     run = {"configuration": {}, **(read_json(path) if path.exists() else {})}
-    if not isinstance(run["configuration"], dict):
-        raise NEDSError(
-            f"{path} is of no run: expected a mapping 'configuration', found {run['configuration']!r}"
-        )
+    check_content(path, run, {"configuration": dict, "results?": dict})
     return run
 
 

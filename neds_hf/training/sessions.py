@@ -27,6 +27,22 @@ from neds_hf.training.runs import RUN_FILE, fingerprint_of, read_run
 
 # What a model is loaded from.
 MODEL_FILES = ["*config.json", RUN_FILE, "*.safetensors", "*.safetensors.index.json"]
+# What is read of `processor_config.json`, for `check_content`.
+PROCESSOR = {
+    "modalities": [{"name": str, "kind": str, "classes?": [str]}],
+    "num_bins": int,
+    "bin_size_s": (int, float),
+    "window_start_s": (int, float),
+    "align_event": str,
+    "sessions": [
+        {
+            "session": str,
+            "units": [str],
+            "mean_counts": [(int, float, type(None))],
+            "scaling": {"*": [(int, float)]},
+        }
+    ],
+}
 
 
 @dataclass
@@ -188,16 +204,17 @@ def load_model(source: str, settings: dict | None = None) -> tuple[NEDSModel, NE
     """
     folder = model_folder(source)
     if adapter := find_adapter_config_file(folder):
-        base = read_json(Path(adapter))["base_model_name_or_path"]
+        base = read_json(Path(adapter), {"base_model_name_or_path": str})["base_model_name_or_path"]
         return _load_adapter(folder, base, settings)
     try:
+        read_json(Path(folder, "config.json"))
         config = NEDSConfig.from_pretrained(folder)
         if settings:
             config = NEDSConfig.from_dict(config.to_dict() | settings)
         model, loading = NEDSModel.from_pretrained(
             folder, config=config, output_loading_info=True, ignore_mismatched_sizes=True
         )
-        processor = NEDSProcessor.from_pretrained(folder)
+        processor = _load_processor(folder)
         check_processor(processor, config)
     except (OSError, ValueError, SafetensorError) as error:
         raise NEDSError(f"{source} is no model folder: {one_line(error)}") from error
@@ -239,7 +256,7 @@ def _load_adapter(source: str, base: str, settings: dict | None) -> tuple[NEDSMo
     if made_from and made_from != fingerprint_of(model):
         raise NEDSError(f"{source} is an adapter of {base}, whose weights are no longer the same")
     try:
-        processor = NEDSProcessor.from_pretrained(source)
+        processor = _load_processor(source)
         units = {session["session"]: len(session["units"]) for session in processor.sessions}
         model.add_sessions({session: units[session] for session in list(units)[len(known.sessions) :]})
         model = PeftModel.from_pretrained(model, source).merge_and_unload()
@@ -248,6 +265,11 @@ def _load_adapter(source: str, base: str, settings: dict | None) -> tuple[NEDSMo
             f"{source} does not fit {base}, which it says it is an adapter of: {one_line(error)}"
         ) from error
     return model, processor
+
+
+def _load_processor(folder: str) -> NEDSProcessor:
+    read_json(Path(folder, "processor_config.json"), PROCESSOR)
+    return NEDSProcessor.from_pretrained(folder)
 
 
 def new_processor(recordings: Recordings, scaling: str = "z_score") -> NEDSProcessor:
