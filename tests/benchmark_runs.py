@@ -18,7 +18,7 @@ def results_of(script: str, folder: Path, *options: object) -> dict:
         env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert PAGE.read_text() == before

@@ -116,7 +116,7 @@ def test_several_processes_in_a_script_without_a_guard_are_one_error(cache, tmp_
         f"datasets.load_dataset('ibl_repeated_site', data_dir={str(cache)!r}, num_proc=2, "
         f"cache_dir={str(tmp_path / 'hf')!r})\n"
     )
-    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=100)
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=600)
     assert done.returncode == 1
     assert 'load_dataset belongs under `if __name__ == "__main__":`' in done.stderr
     assert "NEDSError: a worker process was ended" in done.stderr.splitlines()[-1]

@@ -353,6 +353,6 @@ assert wheel_speed.shape == (2, 20) and decoded["choice"].shape == (2, 2)
         capture_output=True,
         text=True,
         env=os.environ | {"HF_HOME": str(tmp_path)},
-        timeout=120,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr[-3000:]

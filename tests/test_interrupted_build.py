@@ -32,7 +32,7 @@ def test_a_killed_build_leaves_no_process_and_goes_on_where_it_was(tmp_path):
     assert len(done) < SESSIONS
     before = {file: file.stat().st_mtime_ns for file in done}
 
-    output, progress = build(tmp_path / "one", tmp_path / "out").communicate(timeout=100)
+    output, progress = build(tmp_path / "one", tmp_path / "out").communicate(timeout=600)
     unchanged, converted = map(int, re.match(r"(\d+) unchanged, (\d+) converted", output).groups())
     assert unchanged >= len(done) and unchanged + converted == SESSIONS and converted > 0
     assert {file: file.stat().st_mtime_ns for file in done} == before

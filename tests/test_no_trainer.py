@@ -16,7 +16,7 @@ SCRIPT = Path(__file__).parents[1] / "examples" / "pretrain_no_trainer.py"
 
 
 def run(*command: object) -> subprocess.CompletedProcess:
-    return subprocess.run(command, capture_output=True, text=True, timeout=200)
+    return subprocess.run(command, capture_output=True, text=True, timeout=600)
 
 
 @pytest.fixture

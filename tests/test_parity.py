@@ -53,7 +53,7 @@ def test_script_trains_what_is_asked_for_and_no_run_twice(tmp_path):
             env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
             capture_output=True,
             text=True,
-            timeout=200,
+            timeout=600,
         )
         assert done.returncode == 0, done.stderr[-3000:]
     run = json.loads((tmp_path / "runs" / "mlp-tokenizer-3" / "run.json").read_text())["configuration"]

@@ -44,7 +44,7 @@ def ran(tmp_path_factory, dataset, model_folder):
         env=os.environ | {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "CUDA_VISIBLE_DEVICES": ""},
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr[-4000:]
     return folder, done.stdout

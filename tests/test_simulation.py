@@ -245,7 +245,7 @@ def test_the_example_runs_with_every_flag_and_workers_change_nothing(tmp_path, c
     flags = ["--sessions", "2", "--trials", "10", "--units", "4", "--probes", "2", "--seed", "7"]
     example = Path(__file__).parents[1] / "examples" / "simulate.py"
     command = [sys.executable, str(example), str(tmp_path / "two"), *flags, "--workers", "2"]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    result = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert result.returncode == 0, result.stderr
     assert result.stdout == f"2 sessions of 10 trials and 4 units in {tmp_path / 'two'}\n"
     main([str(tmp_path / "one"), *flags, "--workers", "1"])

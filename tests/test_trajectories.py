@@ -73,7 +73,7 @@ def torchrun(monkeypatch):
 def finish(process: subprocess.Popen) -> str:
     """What it prints."""
     try:
-        output, errors = process.communicate(timeout=200)
+        output, errors = process.communicate(timeout=600)
     finally:
         process.terminate()  # which, other than a kill, also ends the two
     assert process.returncode == 0, errors[-3000:]
@@ -102,7 +102,7 @@ def test_two_processes_that_are_cut_off_go_on_as_one(
     argv = [*pretrain_arguments(dataset, tmp_path), *OPTIONS, *options.split()]
     # The first process is killed, which ends the other.
     cut_off = torchrun("checkpoint-22/trainer_state.json", program, *argv, program=KILLED)
-    _, errors = cut_off.communicate(timeout=200)
+    _, errors = cut_off.communicate(timeout=600)
     assert "exitcode  : -9" in errors and "finished" not in json.loads((tmp_path / "run.json").read_text())
     assert (tmp_path / "checkpoint-22" / "model.safetensors").exists()  # half a checkpoint
     finish(torchrun(*argv, program=program))
@@ -133,7 +133,7 @@ def test_no_thread_of_the_group_is_left_when_python_ends(tmp_path):
 def test_what_one_process_refuses_is_no_traceback_of_the_other(dataset, torchrun, tmp_path):
     with alone(tmp_path):  # which only the first process finds, while the other waits for it
         process = torchrun(*pretrain_arguments(dataset, tmp_path), options=("--monitor-interval", "3"))
-        output, errors = process.communicate(timeout=200)
+        output, errors = process.communicate(timeout=600)
     assert process.returncode == 1 and output == ""
     said = [line for line in errors.splitlines() if line.startswith("neds pretrain: ")]
     assert said[0].startswith(f"neds pretrain: another process trains in {tmp_path}: wait for it")

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import HTTPError
 from huggingface_hub.utils import logging
-from jinja2 import TemplateError
 from safetensors import SafetensorError, safe_open
 
 from neds_hf.cards.model import write_model_card
@@ -135,6 +134,8 @@ def kind_of(folder: Path) -> str:
             safe_open(file, "np")  # reads what is in it
     except SafetensorError as error:
         raise NEDSError(f"{folder} is no whole model folder: {error}") from error
+    from jinja2 import TemplateError  # only a push needs it
+
     try:
         if not (folder / "README.md").exists():
             write_model_card(folder)

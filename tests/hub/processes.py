@@ -15,7 +15,7 @@ def neds(environment: dict[str, str], command: str, *argv) -> subprocess.Complet
 
 def python(environment: dict[str, str], *argv, cwd=None) -> subprocess.CompletedProcess:
     words = [sys.executable, *map(str, argv)]
-    return subprocess.run(words, capture_output=True, text=True, env=environment, cwd=cwd, timeout=200)
+    return subprocess.run(words, capture_output=True, text=True, env=environment, cwd=cwd, timeout=600)
 
 
 def result_of(environment: dict[str, str], script: str, cwd=None):
