@@ -5,6 +5,7 @@ import pytest
 import torch
 from scipy.ndimage import gaussian_filter1d
 from torch.nn import functional as F
+from torch.profiler import ProfilerActivity, profile
 
 from neds_hf.models import NEDSConfig, NEDSModel
 from neds_hf.models.masking_neds import num_uniform, sample_masks
@@ -1004,6 +1005,15 @@ def test_classes_may_be_whole_numbers_of_any_type(dtype):
     expected, found = model(**batch), model(**{**batch, "behaviors": short})
     assert_same(found, expected)
     torch.testing.assert_close(found.loss, expected.loss)
+
+
+def test_what_a_pass_waits_for_does_not_grow_with_the_behaviors():
+    """On a GPU each is a stop: units and sessions, behaviours, and whether all tokens are attended."""
+    model, batch = make_model(), make_batch()
+    with profile(activities=[ProfilerActivity.CPU]) as profiled:
+        model(**batch, scheme="decoding")
+    assert len(batch["behaviors"]) == 4
+    assert sum(event.name == "aten::_local_scalar_dense" for event in profiled.events()) == 3
 
 
 def test_a_subclass_that_changes_the_inputs_changes_them_once():

@@ -65,6 +65,13 @@ def test_inputs_move_with_what_they_hold(where, how):
     assert doubled["spike_counts"].dtype == torch.uint8
 
 
+def test_constants_of_a_scale_may_be_an_array():
+    processor = make_processor()
+    processor.session("z")["scaling"]["wheel"] = np.array([4.0, 2.0])
+    inputs = processor("z", [COUNTS[0]], {"wheel": np.array([[2.0, 8.0]])})
+    assert inputs["behaviors"]["wheel"].tolist() == [[-1.0, 2.0]]
+
+
 def test_one_session_and_one_array_for_all_trials():
     inputs = make_processor()("z", np.stack([COUNTS[0]] * 3))
     assert inputs["session_index"].tolist() == [0, 0, 0]

@@ -139,6 +139,12 @@ def test_what_is_no_model_is_refused(tmp_path, model_folder):
         with pytest.raises(NEDSError, match=message):
             load_model(str(copy))
     (copy / "config.json").write_text(json.dumps(config))
+    (copy / "processor_config.json").rename(tmp_path / "processor_config.json")
+    with pytest.raises(
+        NEDSError, match=r"has no processor_config\.json; the processor's save_pretrained writes it$"
+    ):
+        load_model(str(copy))
+    (tmp_path / "processor_config.json").rename(copy / "processor_config.json")
     # As cloned without LFS.
     (copy / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n")
     with pytest.raises(NEDSError, match=f"{copy} is no model folder: .*header"):

@@ -595,23 +595,27 @@ class NEDSModel(Checkpoint, PreTrainedModel):
                 f"{len(self.config.session_ids)} sessions; add_sessions gives it new ones"
             ) from error
         exists = torch.arange(num_units, device=counts.device) < counts[:, None]
-        # What depends on values is checked so that `torch.export` keeps it.
-        torch_compilable_check(session_index >= 0, "session_index holds a negative number")
         if unit_mask is None:
-            torch_compilable_check(
-                counts <= num_units,
-                lambda: (
+            unit_mask, fits = exists, counts <= num_units
+        elif unit_mask.shape != (batch_size, num_units):
+            raise ValueError(f"unit_mask is {tuple(unit_mask.shape)}, expected {(batch_size, num_units)}")
+        else:
+            unit_mask = unit_mask.bool()
+            fits = (exists | ~unit_mask).all(1)
+
+        def wrong() -> str:
+            if bool((session_index < 0).any()):
+                return "session_index holds a negative number"
+            if unit_mask is exists:
+                return (
                     f"spike_counts has {num_units} units, but a session of the batch {int(counts.max())}; "
                     "give unit_mask for a part of the units"
-                ),
-            )
-            return exists
-        if unit_mask.shape != (batch_size, num_units):
-            raise ValueError(f"unit_mask is {tuple(unit_mask.shape)}, expected {(batch_size, num_units)}")
-        unit_mask = unit_mask.bool()
-        torch_compilable_check(
-            exists | ~unit_mask, "unit_mask holds more units than the trial's session has in this model"
-        )
+                )
+            return "unit_mask holds more units than the trial's session has in this model"
+
+        # What depends on values is checked so that `torch.export` keeps it, and all at once, as every check of
+        # values waits for the GPU.
+        torch_compilable_check((session_index >= 0) & fits, wrong)
         return unit_mask
 
     def _checked_behaviors(self, batch_size, device, behaviors, available):
@@ -637,16 +641,24 @@ class NEDSModel(Checkpoint, PreTrainedModel):
                 filled[name] = available[name].bool()
             else:
                 filled[name] = torch.full((batch_size,), name in behaviors, device=device)
+        fits, wrong = {}, {}
         for name, values in behaviors.items():
             if values.dim() == 1:
                 classes = self.config.behaviors[name]
                 if values.is_floating_point():
                     raise ValueError(f"{name} is of type {values.dtype}, expected class indices, torch.int64")
-                fits, wrong = (values >= 0) & (values < classes), f"a class that is not of 0 to {classes - 1}"
+                right = (values >= 0) & (values < classes)
+                wrong[name] = f"{name} holds a class that is not of 0 to {classes - 1}"
             else:
-                fits, wrong = values.isfinite().all(1), "values that are not finite"
+                right, wrong[name] = values.isfinite().all(1), f"{name} holds values that are not finite"
+            fits[name] = right | ~filled[name]
+        if fits:
             torch_compilable_check(
-                fits | ~filled[name], f"{name} holds {wrong}; `available` says which trials are without it"
+                torch.stack(list(fits.values())),
+                lambda: (
+                    next(wrong[name] for name in fits if not bool(fits[name].all()))
+                    + "; `available` says which trials are without it"
+                ),
             )
         return filled
 

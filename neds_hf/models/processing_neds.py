@@ -289,8 +289,8 @@ class NEDSProcessor(Checkpoint, ProcessorMixin):
         """(B, T) float32 of a continuous behaviour, and (B,) which trials have it; the others are 0."""
         known = {session["session"]: session["scaling"].get(name) for session in self.sessions}
         constants = [known[session] for session in sessions]
-        present = np.isfinite(values).all(1) & np.array([bool(found) for found in constants])
-        offset, scale = np.array([found or (0.0, 1.0) for found in constants]).T[..., None]
+        present = np.isfinite(values).all(1) & np.array([found is not None for found in constants])
+        offset, scale = np.array([(0.0, 1.0) if found is None else found for found in constants]).T[..., None]
         return np.where(present[:, None], (values - offset) / scale, 0.0).astype(np.float32), present
 
     def _class_indices(self, name: str, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

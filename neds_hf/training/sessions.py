@@ -268,7 +268,8 @@ def _load_adapter(source: str, base: str, settings: dict | None) -> tuple[NEDSMo
 
 
 def _load_processor(folder: str) -> NEDSProcessor:
-    read_json(Path(folder, "processor_config.json"), PROCESSOR)
+    if (file := Path(folder, "processor_config.json")).exists():  # else the next line says what writes it
+        read_json(file, PROCESSOR)
     return NEDSProcessor.from_pretrained(folder)
 
 
