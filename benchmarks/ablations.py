@@ -12,7 +12,16 @@ import re
 from pathlib import Path
 
 import pandas as pd
-from common import HERE, METRICS, built, markdown, options_of_recording, publish_table, scores_of_training
+from common import (
+    COUNTS,
+    HERE,
+    METRICS,
+    built,
+    markdown,
+    options_of_recording,
+    publish_table,
+    scores_of_training,
+)
 
 CSV = HERE / "ablations.csv"
 FOLDS = (0, 1)
@@ -54,9 +63,12 @@ def measure(recording: Path, output: Path, seeds: list[int]) -> pd.DataFrame:
         dataset = built(output / f"fold-{fold}" / "dataset", "--arrays", recording, "--fold", fold)
         for change, options in CHANGES.items():
             for seed in seeds:
-                name = re.sub(r"[^a-z0-9]+", "-", change) if options else "neds"
+                name = re.sub(r"[^a-z0-9]+", "-", change) if options else "neds-counts"
                 run = output / f"fold-{fold}" / f"{name}-{seed}"
-                metrics = scores_of_training(dataset, run, seed, *options)
+                counts = (
+                    COUNTS[1:] if "--set" in options else COUNTS
+                )  # its values are the last of the options
+                metrics = scores_of_training(dataset, run, seed, *options, *counts)
                 processor = json.loads((run / "run.json").read_text())["hardware"]["cpu"]
                 about = {"change": change, "processor": processor, "fold": fold, "seed": seed}
                 rows.append(about | metrics)

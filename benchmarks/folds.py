@@ -12,6 +12,7 @@ from pathlib import Path
 import pandas as pd
 from common import (
     ALONE,
+    COUNTS,
     HERE,
     METRICS,
     TRAINED_ON,
@@ -34,23 +35,23 @@ from neds_hf.training.sessions import open_recordings
 CSV = HERE / "folds.csv"
 BASELINES = ("linear", "reduced_rank", "poisson_glm")
 ONE_TASK = ("neds_encoding", "neds_decoding")  # the paper's ablation
-ROOTS = ("--set", "stabilized_counts=true", "label_smoothing=0.2")
 # Name to that of the folders of its runs, and further options of its training.
 NEDS = {
     "NEDS": ("neds", ()),
-    "NEDS, in bf16": ("neds-bf16", ("--bf16",)),
-    "NEDS, roots and smoothed labels": ("neds-roots", ROOTS),
+    "NEDS, smoothed labels": ("neds-labels", ("--set", "label_smoothing=0.2")),
+    "NEDS, no roots": ("neds-counts", COUNTS),
+    "NEDS, no roots, in bf16": ("neds-bf16", ("--bf16", *COUNTS)),
 }
-# The one with roots and smoothed labels, fine-tuned from a model of simulated mice.
+# The one with smoothed labels, fine-tuned from a model of simulated mice.
 FROM_MICE = "NEDS, pretrained on simulated mice"
 MICE = ("--sessions", 12, "--trials", 400, "--units", 120, "--seed", 21)
-PRETRAINING = ("--learning_rate", "3e-3", "--num_train_epochs", 60, "--set", "stabilized_counts=true")
+PRETRAINING = ("--learning_rate", "3e-3", "--num_train_epochs", 60)
 FINE_TUNING = (
     *("--learning_rate", "1e-3", "--num_train_epochs", 200, "--unit_weight_decay", 0.3, "--mixup", 0.3),
     *("--set", "label_smoothing=0.2"),
 )
 # Those of which the seeds' predictions are averaged, and which are compared with the best baseline.
-SEVERAL = {name: NEDS[name][0] for name in ("NEDS", "NEDS, roots and smoothed labels")}
+SEVERAL = {name: folder for name, (folder, _) in NEDS.items() if "bf16" not in name}
 SEVERAL[FROM_MICE] = "neds-from-mice"
 ENSEMBLES = {f"{name}, seeds averaged": folder for name, folder in SEVERAL.items()}
 COMPARED = (*SEVERAL, *ENSEMBLES)
@@ -65,7 +66,7 @@ def measure(recording: Path, output: Path, seeds: list[int]) -> pd.DataFrame:
         (session,) = recordings.session_ids
         window = recordings.sessions[["window_start_s", "window_end_s"]].iloc[0]
         for method in (*BASELINES, *ONE_TASK):
-            training = (*TRAINED_ON, *ALONE) if method in ONE_TASK else ()
+            training = (*TRAINED_ON, *ALONE, *COUNTS) if method in ONE_TASK else ()
             scores = scores_of_baseline(method, dataset, output / f"fold-{fold}" / "baselines", *training)
             rows.append({"method": method, "fold": fold, "seed": 0, **scores[session]})
         for method, (name, more) in NEDS.items():

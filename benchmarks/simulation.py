@@ -16,6 +16,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from common import (
     ALONE,
+    COUNTS,
     HERE,
     METRICS,
     TRAINED_ON,
@@ -36,7 +37,7 @@ MICE = ("--trials", 300, "--units", 80, "--seed", 11)
 NUM_AVERAGED = 3  # of the model of all mice, fine-tuned as is best
 # Wider and deeper than `compact`, and encoding more often.
 MODEL = (
-    *("--set", "hidden_size=128", "intermediate_size=256", "num_hidden_layers=3"),
+    *(*COUNTS, "hidden_size=128", "intermediate_size=256", "num_hidden_layers=3"),
     'scheme_weights={"encoding":2,"decoding":1,"within_modality":0,"cross_modal":0.25}',
 )
 PRETRAINING = ("--learning_rate", "2e-3", "--num_train_epochs", 150, *MODEL, "unit_dropout=0.2")

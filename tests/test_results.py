@@ -32,18 +32,22 @@ def test_table_of_folds_is_over_means_of_seeds_and_paired():
         ("NEDS", 0, 0, 0.1, 0.1),
         ("NEDS", 0, 1, 0.3, 0.3),
         ("NEDS", 1, 0, 0.5, 0.5),
-        ("NEDS, in bf16", 0, 0, 0.2, 0.2),
-        ("NEDS, in bf16", 1, 0, 0.2, 0.2),
-        ("NEDS, roots and smoothed labels", 0, 0, 0.2, 0.2),
-        ("NEDS, roots and smoothed labels", 1, 0, 0.2, 0.2),
+        ("NEDS, no roots", 0, 0, 0.2, 0.2),
+        ("NEDS, no roots", 1, 0, 0.2, 0.2),
+        ("NEDS, no roots, seeds averaged", 0, 2, 0.2, 0.2),
+        ("NEDS, no roots, seeds averaged", 1, 2, 0.2, 0.2),
+        ("NEDS, no roots, in bf16", 0, 0, 0.2, 0.2),
+        ("NEDS, no roots, in bf16", 1, 0, 0.2, 0.2),
+        ("NEDS, smoothed labels", 0, 0, 0.2, 0.2),
+        ("NEDS, smoothed labels", 1, 0, 0.2, 0.2),
         ("NEDS, pretrained on simulated mice", 0, 0, 0.3, 0.3),
         ("NEDS, pretrained on simulated mice", 1, 0, 0.3, 0.3),
         ("NEDS, pretrained on simulated mice, seeds averaged", 0, 2, 0.3, 0.3),
         ("NEDS, pretrained on simulated mice, seeds averaged", 1, 2, 0.4, 0.4),
         ("NEDS, seeds averaged", 0, 2, 0.4, 0.4),
         ("NEDS, seeds averaged", 1, 2, 0.4, 0.4),
-        ("NEDS, roots and smoothed labels, seeds averaged", 0, 2, 0.3, 0.3),
-        ("NEDS, roots and smoothed labels, seeds averaged", 1, 2, 0.3, 0.3),
+        ("NEDS, smoothed labels, seeds averaged", 0, 2, 0.3, 0.3),
+        ("NEDS, smoothed labels, seeds averaged", 1, 2, 0.3, 0.3),
     ]
     metrics = list(folds.METRICS)
     rows = [
@@ -56,12 +60,12 @@ def test_table_of_folds_is_over_means_of_seeds_and_paired():
     assert lines[4].startswith("| poisson_glm | 0.200 ± 0.000 |  |")
     cells = {line.split(" | ")[0]: line.split(" | ")[1:3] for line in lines}
     assert cells["| NEDS"][0] == "0.350 ± 0.150"
-    assert cells["| NEDS, in bf16"][0] == "0.200 ± 0.000"
+    assert cells["| NEDS, no roots, in bf16"][0] == "0.200 ± 0.000"
     assert cells["| NEDS, seeds averaged"][0] == "0.400 ± 0.000"
     assert cells["| NEDS − best baseline"] == ["0.150 ± 0.050", "0.150 ± 0.050"]
     assert cells["| NEDS, seeds averaged − best baseline"] == ["0.200 ± 0.100", "0.200 ± 0.100"]
     assert cells["| NEDS, pretrained on simulated mice − best baseline"][0] == "0.100 ± 0.100"
-    assert cells["| NEDS, roots and smoothed labels − best baseline"] == ["0.000 ± 0.100", "0.000 ± 0.100"]
+    assert cells["| NEDS, smoothed labels − best baseline"] == ["0.000 ± 0.100", "0.000 ± 0.100"]
 
 
 def test_table_of_transfer_is_over_sessions_within_folds_and_paired():

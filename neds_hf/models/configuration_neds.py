@@ -77,6 +77,7 @@ PRESETS = {
     "compact": TINY
     | {
         "bins_per_token": 2,
+        "stabilized_counts": True,
         "unit_dropout": 0.4,
         "loss_weights": {"spikes": 8.0},
         "prediction_smoothing": 1.5,
