@@ -1,4 +1,4 @@
-"""Benchmarks of loading, conversion, streaming and scale-out run at small sizes, and compare like with like."""
+"""Benchmarks of loading, conversion and streaming run at small sizes, and compare like with like."""
 
 import pytest
 from benchmark_runs import results_of
@@ -38,14 +38,3 @@ def test_streaming(tmp_path):
         assert results[way]["trials"] == 3 * 14  # 70 % of 20
         assert results[way]["bytes"] == 3 * 14 * 100 * 10
         assert 1e8 < results[way]["peak_bytes"] < 3e9
-
-
-def test_scale_out(tmp_path):
-    sizes = ("--preset", "tiny", "--batch", 4, "--steps", 2, "--units", 5, "--trials", 40, "--rounds", 1)
-    results = results_of("scale_out", tmp_path, *sizes, "--sizes", "of `small`")
-    assert set(results["steps"]) == {"of `small`"}
-    ways = results["steps"]["of `small`"]
-    assert set(ways) == {"alone", "apart", "together"}
-    for (measured,) in ways.values():
-        assert measured["seconds"] > 0 and measured["processor_seconds"] > 0
-        assert measured["parameters"] > 5 * 4 * 256**2  # of five layers, 256 wide: not those of `tiny`

@@ -62,6 +62,17 @@ def test_prediction(tmp_path):
     assert 1 < results["predictions"][0]["operations"] / (50 * (1_048_576 + 51_200)) < 1.1
 
 
+def test_scale_out(tmp_path):
+    sizes = ("--preset", "tiny", "--batch", 4, "--steps", 2, "--units", 5, "--trials", 40, "--rounds", 1)
+    results = results_of("scale_out", tmp_path, *sizes, "--sizes", "of `small`")
+    assert set(results["steps"]) == {"of `small`"}
+    ways = results["steps"]["of `small`"]
+    assert set(ways) == {"alone", "apart", "together"}
+    for (measured,) in ways.values():
+        assert measured["seconds"] > 0 and measured["processor_seconds"] > 0
+        assert measured["parameters"] > 5 * 4 * 256**2  # of five layers, 256 wide: not those of `tiny`
+
+
 def test_gpu_on_the_cpu(tmp_path):
     """Compiled as far as needs no C++ compiler."""
     sizes = "--device cpu --presets small --seconds 0.1 --rounds 1 --workers 1 --backend aot_eager".split()
