@@ -28,7 +28,7 @@ METRICS = {
 # Training of `compact` on one session, and the trials that all methods learn from.
 ALONE = ("--learning_rate", "3e-3", "--num_train_epochs", 200, "--mixup", 0.3)
 TRAINED_ON = ("--train_splits", "train", "validation")
-# What `compact` read before it read their roots; the runs of then are named so.
+# `compact` as it was before it read roots of the counts: what most committed runs rest on.
 COUNTS = ("--set", "stabilized_counts=false")
 
 
