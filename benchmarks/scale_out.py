@@ -9,9 +9,8 @@ exchange of gradients. Time on the processor says what is work, and what is wait
 
 import argparse
 import json
+import multiprocessing
 import os
-import subprocess
-import sys
 import tempfile
 import time
 from operator import itemgetter
@@ -24,7 +23,7 @@ from common import HERE
 from page import publish, row
 from steps import SIZES
 from synthetic import write_dataset
-from torchrun import TORCHRUN
+from torch.distributed.elastic.utils.distributed import get_free_port
 from transformers import TrainerCallback
 
 from neds_hf.cli.main import leave_processes
@@ -33,6 +32,9 @@ from neds_hf.data.files import write_json
 from neds_hf.training.arguments import NEDSTrainingArguments
 from neds_hf.training.sessions import open_recordings
 from neds_hf.training.trainer import NEDSTrainer
+
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(["neds_hf.cli.pretrain"])
 
 
 class StepTimes(TrainerCallback):
@@ -45,8 +47,11 @@ class StepTimes(TrainerCallback):
         self.ends.append((time.perf_counter(), time.process_time()))
 
 
-def train(data: Path, output: Path, preset: str, sizes: str, batch: int, steps: int) -> None:
-    """Train a little, as one of however many processes; write the median step."""
+def train(
+    data: Path, output: Path, preset: str, sizes: str, batch: int, steps: int, environment: dict[str, str]
+) -> None:
+    """Train a little, as the process of the group that its environment says; write the median step."""
+    os.environ |= {"ACCELERATE_USE_CPU": "true", **environment}
     torch.set_num_threads(1)
     datasets.config.HF_DATASETS_CACHE = data.parent / "cache"
     args = NEDSTrainingArguments(
@@ -70,25 +75,25 @@ def train(data: Path, output: Path, preset: str, sizes: str, batch: int, steps: 
             output,
             {"seconds": seconds, "processor_seconds": processor_seconds, "parameters": parameters},
         )
+    leave_processes()
 
 
 def step_times(folder: Path, way: str, sizes: str, options: argparse.Namespace) -> list[dict]:
     """What each process that wrote something measured."""
-    start = TORCHRUN if way == "together" else (sys.executable,)
-    outputs = [folder / f"{way}-{number}.json" for number in range(2 if way == "apart" else 1)]
-    what = ("--preset", options.preset, "--sizes", sizes)
-    how_much = ("--batch", str(options.batch), "--steps", str(options.steps))
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    processes = [
-        subprocess.Popen(
-            [*start, __file__, "--train", folder / "data", "--output", output, *what, *how_much],
-            env=environment,
-        )
-        for output in outputs
-    ]
-    if any([process.wait() for process in processes]):
+    number = 1 if way == "alone" else 2
+    outputs = [folder / f"{way}-{rank}.json" for rank in range(number)]
+    group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(get_free_port()), "WORLD_SIZE": "2"}
+    how_much = (options.preset, sizes, options.batch, options.steps)
+    processes = []
+    for rank, output in enumerate(outputs):
+        place = {**group, "RANK": str(rank), "LOCAL_RANK": str(rank)} if way == "together" else {}
+        processes.append(SERVER.Process(target=train, args=(folder / "data", output, *how_much, place)))
+        processes[-1].start()
+    for process in processes:
+        process.join()
+    if any(process.exitcode for process in processes):
         raise SystemExit("a training process failed")
-    return [json.loads(output.read_text()) for output in outputs]
+    return [json.loads(output.read_text()) for output in outputs if output.exists()]
 
 
 def main() -> None:
@@ -101,13 +106,7 @@ def main() -> None:
     parser.add_argument("--units", type=int, default=370)
     parser.add_argument("--trials", type=int, default=486)
     parser.add_argument("--output", type=Path, default=HERE / "scale_out.json")
-    parser.add_argument("--train", type=Path, metavar="DATASET", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.train:
-        what = (options.preset, *options.sizes)
-        train(options.train, options.output, *what, options.batch, options.steps)
-        leave_processes()
-        return
     steps = {sizes: {"alone": [], "apart": [], "together": []} for sizes in options.sizes}
     with tempfile.TemporaryDirectory() as folder:
         write_dataset(Path(folder, "data"), 1, options.units, options.trials)

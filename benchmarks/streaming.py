@@ -4,11 +4,10 @@ python benchmarks/streaming.py
 """
 
 import argparse
-import json
-import subprocess
-import sys
+import multiprocessing
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import datasets
@@ -19,7 +18,6 @@ from synthetic import write_dataset
 from torch.utils.data import DataLoader
 
 from neds_hf.data.collator import ArrowTrials, NEDSCollator
-from neds_hf.data.files import write_json
 from neds_hf.training.sessions import new_processor, open_recordings
 
 BATCH = 64
@@ -67,21 +65,16 @@ def main() -> None:
     parser.add_argument("--units", type=int, default=370)
     parser.add_argument("--trials", type=int, default=486, help="a session, of which 70 %% are for training")
     parser.add_argument("--output", type=Path, default=HERE / "streaming.json")
-    parser.add_argument("--epoch", nargs=2, metavar=("FOLDER", "WAY"), help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.epoch:
-        folder, way = options.epoch
-        write_json(options.output, epoch(Path(folder), way))
-        return
     results, rows = {}, []
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload(["neds_hf.models"])
     with tempfile.TemporaryDirectory() as folder:
         write_dataset(Path(folder, "data"), options.sessions, options.units, options.trials)
         bandwidth = memory_bandwidth()
         for way, text in (("mapped", "memory-mapped"), ("streamed", "streamed from Parquet")):
-            file = Path(folder, f"{way}.json")
-            command = [sys.executable, __file__, "--epoch", folder, way, "--output", file]
-            subprocess.run(command, check=True)
-            results[way] = result = json.loads(file.read_text())
+            with ProcessPoolExecutor(1, mp_context=server) as pool:
+                results[way] = result = pool.submit(epoch, Path(folder), way).result()
             floor = 2 * result["bytes"] / bandwidth
             rows.append(
                 row(

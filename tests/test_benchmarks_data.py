@@ -5,7 +5,7 @@ from benchmark_runs import results_of
 
 
 def test_loading(tmp_path):
-    results = results_of("loading", tmp_path, "--units", 20, "--trials", 100, "--rounds", 1, "--steps", 2)
+    results = results_of("loading", tmp_path, "--units", 20, "--trials", 100, "--rounds", 1, "--steps", 1)
     assert results["trials_per_second"].keys() == {"copy", "batches"}
     assert min(results["trials_per_second"].values()) > 0
     assert [(wait["sizes"], wait["workers"]) for wait in results["waits"]] == [

@@ -1,11 +1,14 @@
 """`dataset_scripts/` on a small ONE cache, and what they write read by an old version of `datasets`."""
 
+import io
 import json
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import numpy as np
@@ -35,16 +38,33 @@ def change_wheel(cache: Path, subject: str) -> None:
     np.save(file, 2 * np.load(file))
 
 
+def run(name: str, *argv, environment=None) -> tuple[int, str, str]:
+    """Exit status and what is printed on both streams; with an environment, of a process of its own."""
+    command = [SCRIPTS / f"{name}.py", *argv, "--workers", 1]
+    if environment:
+        done = python(environment, *command)
+        return done.returncode, done.stdout, done.stderr
+    status, output, errors = 0, io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(output), redirect_stderr(errors):
+        patch.syspath_prepend(SCRIPTS)
+        patch.setattr(sys, "argv", list(map(str, command)))
+        try:
+            runpy.run_path(sys.argv[0], run_name="__main__")
+        except SystemExit as ended:
+            status = ended.code
+    return status, output.getvalue(), errors.getvalue()
+
+
 def script(name: str, *argv, environment=None) -> str:
-    done = python(environment or dict(os.environ), SCRIPTS / f"{name}.py", *argv, "--workers", 1)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
+    status, output, errors = run(name, *argv, environment=environment)
+    assert status == 0, errors[-3000:]
+    return output
 
 
 def refused(name: str, *argv, environment=None) -> list[str]:
-    done = python(environment or dict(os.environ), SCRIPTS / f"{name}.py", *argv, "--workers", 1)
-    assert done.returncode == 2
-    return done.stderr.splitlines()
+    status, _, errors = run(name, *argv, environment=environment)
+    assert status == 2
+    return errors.splitlines()
 
 
 def modified(out: Path) -> dict[str, int]:

@@ -310,3 +310,8 @@ def test_a_constant_variable_has_no_r2_in_the_sums_either():
     for _ in range(30):
         sums.add_continuous("wheel", np.zeros((7, 10)), np.full((7, 10), 0.1, np.float32))
     assert np.isnan(sums.metrics()["wheel_r2"]) and np.isnan(sums.metrics()["wheel_r2_beyond_average"])
+
+
+def test_means_go_over_the_sessions_that_define_them():
+    scores = {"a": {"r2": 0.5, "x": np.nan}, "b": {"r2": np.nan, "x": np.nan}, "c": {"r2": 0.1}}
+    assert functional.mean_table(scores) == pytest.approx({"r2": 0.3, "x": np.nan}, nan_ok=True)

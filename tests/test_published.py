@@ -234,7 +234,7 @@ save_file(
 """
 
 
-@pytest.mark.parametrize("attention", ["eager", "sdpa", "remote"])
+@pytest.mark.parametrize("attention", ["eager", "remote"])  # there the default, sdpa
 def test_auto_model_in_a_fresh_process(folder, figures, tensors, tmp_path, attention):
     """Also with the code in the folder alone, where this package is not imported."""
     batch = inputs(figures, tensors, "random")

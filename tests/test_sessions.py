@@ -21,7 +21,6 @@ from neds_hf.training.sessions import (
     add_sessions,
     check_fits,
     load_model,
-    mean_table,
     new_processor,
     open_recordings,
 )
@@ -195,11 +194,6 @@ def test_sessions_without_any_behaviour_are_refused(dataset):
     recordings.splits["train"] = recordings.splits["train"].select_columns(list(TRIAL_COLUMNS))
     with pytest.raises(NEDSError, match="dataset has no behaviour in its training trials"):
         new_processor(recordings)
-
-
-def test_means_go_over_the_sessions_that_define_them():
-    scores = {"a": {"r2": 0.5, "x": np.nan}, "b": {"r2": np.nan, "x": np.nan}, "c": {"r2": 0.1}}
-    assert mean_table(scores) == pytest.approx({"r2": 0.3, "x": np.nan}, nan_ok=True)
 
 
 # --- whether they fit ---

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 import numpy as np
 import pandas as pd
 
-from neds_hf.training.sessions import mean_table
+from neds_hf.metrics.functional import mean_table
 
 
 class Estimate(float):

@@ -6,7 +6,7 @@ import pandas as pd
 
 from neds_hf.analysis.report import text_table
 from neds_hf.analysis.summary import is_headline
-from neds_hf.training.sessions import mean_table
+from neds_hf.metrics.functional import mean_table
 
 
 def print_scores(scores: dict[str, dict[str, float]]) -> None:

@@ -34,13 +34,14 @@ from neds_hf.data.schema import ConversionOptions, check_path
 from neds_hf.data.simulation import SimulationOptions, simulate
 from neds_hf.data.storage import convert
 from neds_hf.errors import NEDSError, require
+from neds_hf.metrics.functional import mean_table
 from neds_hf.models import NEDSModel, NEDSProcessor
 from neds_hf.models.configuration_neds import PRESETS
 from neds_hf.training.arguments import NEDSTrainingArguments
 from neds_hf.training.fit import fit, split_loader
 from neds_hf.training.inference import TASKS, predict
 from neds_hf.training.runs import environment, finish_run, start_run, write_arrays
-from neds_hf.training.sessions import Recordings, load_model, mean_table, open_recordings
+from neds_hf.training.sessions import Recordings, load_model, open_recordings
 
 # How the models are trained, beyond the defaults of `NEDSTrainingArguments`. `eval_steps` is the share of the
 # training between two evaluations, of which the best checkpoint is kept. The model of the new mouse alone gets

@@ -121,6 +121,16 @@ def balanced_accuracy(predicted_class: np.ndarray, real_class: np.ndarray) -> fl
     return float(np.mean(recalls)) if recalls else np.nan
 
 
+def mean_table(scores: dict[str, dict[str, float]]) -> dict[str, float]:
+    """Mean over sessions of every metric, over the sessions where it is defined."""
+    names = dict.fromkeys(name for metrics in scores.values() for name in metrics)
+    values = {name: [metrics.get(name, np.nan) for metrics in scores.values()] for name in names}
+    return {
+        name: float(np.nanmean(column)) if np.isfinite(column).any() else float("nan")
+        for name, column in values.items()
+    }
+
+
 def explained(residual: np.ndarray, total: np.ndarray, size: np.ndarray) -> np.ndarray:
     """1 − residual / total of sums of squares; NaN where `total` is zero up to rounding beside `size`."""
     varies = total > CONSTANT**2 * size

@@ -12,13 +12,16 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from filelock import FileLock, Timeout
 
 from neds_hf.data.files import check_content, read_json, write_json, written_whole
 from neds_hf.errors import NEDSError
+
+if TYPE_CHECKING:
+    from torch import nn
 
 LIBRARIES = ("neds_hf", "torch", "transformers", "datasets", "accelerate", "numpy")
 RUN_FILE = "run.json"
@@ -38,6 +41,8 @@ CHECKPOINT_FILES = (
 
 def environment() -> dict:
     """Versions and hardware."""
+    import torch  # a second that who only reads runs is spared
+
     return {
         "versions": {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
         "hardware": {
@@ -89,7 +94,7 @@ def check_output(path: Path) -> None:
             raise NEDSError(f"--output {path} cannot be written: {folder} is no folder")
 
 
-def fingerprint_of(model: torch.nn.Module) -> str:
+def fingerprint_of(model: "nn.Module") -> str:
     """Hash of the weights."""
     digest = hashlib.sha256()
     for weight in model.state_dict().values():

@@ -423,13 +423,3 @@ def _add_statistics(processor: NEDSProcessor, recordings: Recordings, session: s
         processor.add_session(session, recordings.unit_ids(session), trials.spike_counts, trials.continuous)
     except ValueError as error:
         raise NEDSError(f"{recordings.source}: {error}") from error
-
-
-def mean_table(scores: dict[str, dict[str, float]]) -> dict[str, float]:
-    """Mean over sessions of every metric, over the sessions where it is defined."""
-    names = dict.fromkeys(name for metrics in scores.values() for name in metrics)
-    values = {name: [metrics.get(name, np.nan) for metrics in scores.values()] for name in names}
-    return {
-        name: float(np.nanmean(column)) if np.isfinite(column).any() else float("nan")
-        for name, column in values.items()
-    }
