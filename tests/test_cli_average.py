@@ -1,6 +1,7 @@
 """`neds average`: one model of fine-tunings that differ in the seed alone."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -69,6 +70,19 @@ def test_what_cannot_be_averaged(fine_tunings, model_folder, dataset, tmp_path, 
     where = ["--dataset", str(dataset), "--output", str(tmp_path / "out")]
     assert said in error_of("average", "--model", *sources, *where)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_configuration_without_training_trials(fine_tunings, dataset, tmp_path, error_of):
+    runs = [shutil.copytree(fine_tunings / seed, tmp_path / seed) for seed in "01"]
+    for folder in runs:
+        run = json.loads((folder / "run.json").read_text())
+        run["configuration"]["train_splits"] = []
+        (folder / "run.json").write_text(json.dumps(run))
+    where = ["--dataset", str(dataset), "--output", str(tmp_path / "out")]
+    error = error_of("average", "--model", *runs, *where)
+    assert error == (
+        f"neds average: {dataset}: no split is named to train on; there are: train, validation, test"
+    )
 
 
 def test_another_dataset_would_score_trials_that_were_learned(fine_tunings, tmp_path, error_of):

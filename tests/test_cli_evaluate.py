@@ -2,6 +2,7 @@
 
 import io
 import json
+import resource
 import shutil
 import sys
 from dataclasses import replace
@@ -52,6 +53,21 @@ def test_all_sessions_that_the_model_knows_are_scored_on_test(evaluate, dataset,
         "data_fingerprint": open_recordings(dataset).only(["ann", "bob"]).fingerprint,
     }
     assert report["versions"]["neds_hf"] and report["hardware"]["cpus"]
+
+
+def test_a_report_that_finds_no_room_is_named_and_the_one_before_stays(
+    evaluate, dataset, model_folder, tmp_path, capsys
+):
+    before, file = evaluate(), tmp_path / "new" / "report.json"
+    argv = ["--model", model_folder, "--dataset", dataset, "--output", file, "--split", "validation"]
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        assert main(["evaluate", *map(str, argv)]) == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert capsys.readouterr().err.endswith(f"neds evaluate: [Errno 27] File too large: '{file}'\n")
+    assert json.loads(file.read_text()) == before
 
 
 def test_the_mean_over_sessions_comes_with_its_standard_error(evaluate):

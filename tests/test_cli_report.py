@@ -367,6 +367,12 @@ def test_what_is_no_run_is_one_line_that_names_it(two, tmp_path, capsys):
         ("run.json", {"finished": "soon"}, "expected a number 'finished', found 'soon'"),
         ("trainer_state.json", {}, "expected a list 'log_history', found None"),
         ("trainer_state.json", {"log_history": [7]}, "expected a mapping 'log_history[0]', found 7"),
+        ("trainer_state.json", {"log_history": [{}]}, "expected a number 'log_history[0].epoch', found None"),
+        (
+            "trainer_state.json",
+            {"log_history": [{"epoch": 1.0, "eval_mean": [0.5]}]},
+            "expected a number 'log_history[0].eval_mean', found [0.5]",
+        ),
     ],
 )
 def test_a_file_with_another_kind_of_value_is_named_with_it(tmp_path, error_of, name, content, message):

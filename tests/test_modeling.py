@@ -998,6 +998,18 @@ def test_inputs_that_do_not_fit_are_refused(inputs, message):
         make_model()(**inputs)
 
 
+def test_a_compiled_model_says_the_same_of_values_that_do_not_fit():
+    compiled, batch = torch.compile(make_model(), backend="eager"), make_batch()
+    compiled(**batch, scheme="decoding")
+    for inputs, message in [
+        (changed(session_index=torch.tensor([0, 2, 1])), "session_index goes up to 2, but this model has 2"),
+        (changed(session_index=torch.tensor([0, -1, 1])), "session_index holds a negative number"),
+        (changed(behaviors={"block": torch.tensor([0, 3, 1])}), "block holds a class that is not of 0 to 2"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            compiled(**inputs, scheme="decoding")
+
+
 @pytest.mark.parametrize("dtype", [torch.int32, torch.uint8, torch.bool])
 def test_classes_may_be_whole_numbers_of_any_type(dtype):
     model, batch = make_model(), make_batch()

@@ -164,6 +164,30 @@ def test_a_scaling_that_does_not_exist_is_refused():
         NEDSProcessor(MODALITIES, scaling="log")
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"mean_counts": [0.5]}, "has 2 units, expected as many mean_counts, found 1"),
+        ({"mean_counts": [0.5, 1.0, 2.0]}, "has 2 units, expected as many mean_counts, found 3"),
+        ({"scaling": {"wheel": [1.0]}}, r": expected an offset and a scale of wheel, found \[1.0\]"),
+        (
+            {"scaling": {"wheel": [1.0, 0.0]}},
+            r": expected an offset and a scale of wheel, found \[1.0, 0.0\]",
+        ),
+        (
+            {"scaling": {"wheel": [NAN, 1.0]}},
+            r": expected an offset and a scale of wheel, found \[nan, 1.0\]",
+        ),
+    ],
+)
+def test_statistics_that_were_damaged_are_refused_where_they_are_read(tmp_path, change, message):
+    processor = make_processor()
+    processor.session("z").update(change)
+    processor.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=f"session 'z' ?{message}$"):
+        AutoProcessor.from_pretrained(tmp_path)
+
+
 def test_order_and_statistics_survive_saving(tmp_path):
     processor = make_processor()
     processor.save_pretrained(tmp_path)

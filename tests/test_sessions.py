@@ -144,6 +144,13 @@ def test_what_is_no_model_is_refused(tmp_path, model_folder):
     ):
         load_model(str(copy))
     (tmp_path / "processor_config.json").rename(copy / "processor_config.json")
+    processor = json.loads((copy / "processor_config.json").read_text())
+    processor["sessions"][0]["mean_counts"].pop()
+    (copy / "processor_config.json").write_text(json.dumps(processor))
+    with pytest.raises(
+        NEDSError, match=f"{copy} is no model folder: session 'ann' has 5 units, expected as many"
+    ):
+        load_model(str(copy))
     # As cloned without LFS.
     (copy / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n")
     with pytest.raises(NEDSError, match=f"{copy} is no model folder: .*header"):

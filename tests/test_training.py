@@ -223,7 +223,8 @@ def test_a_checkpoint_that_finds_no_room_is_one_line_and_the_run_goes_on_with_mo
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     *_, error = capsys.readouterr().err.splitlines()
-    assert error.startswith("neds pretrain: a file could not be written, as on a full")
+    assert error.startswith("neds pretrain: [Errno 5] Not written, as on a full disc (")
+    assert error.endswith(f": '{tmp_path}'")
     (half,) = tmp_path.glob("checkpoint-*")
     left = [path.name for path in half.iterdir()]
     assert (file in left) == (file == "optimizer.pt") and "trainer_state.json" not in left

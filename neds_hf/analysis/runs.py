@@ -21,7 +21,7 @@ HISTORY_FILE = "trainer_state.json"
 # What is read of the files, for `check_content`.
 NUMBER = (int, float)
 METRICS = {"sessions": {"*": {"*": (*NUMBER, type(None))}}}
-HISTORY = {"log_history": [dict]}
+HISTORY = {"log_history": [{"epoch": NUMBER, "*": (*NUMBER, type(None))}]}
 ABOUT = {  # `run.json`, or a file of `neds evaluate`
     "configuration": {
         "command?": str,

@@ -6,6 +6,7 @@ from pathlib import Path
 from transformers.utils import logging
 
 from neds_hf.cli.console import print_scores
+from neds_hf.data.files import writing
 from neds_hf.errors import NEDSError
 from neds_hf.training.averaging import average, common_configuration
 from neds_hf.training.fit import score_split, write_results
@@ -40,8 +41,9 @@ def main(argv: list[str] | None = None) -> None:
     if start_run(arguments.output, configuration):
         raise NEDSError(f"{arguments.output} holds this very average, finished; choose another folder")
     model, processor = average(models), processors[0]
-    model.save_pretrained(arguments.output)
-    processor.save_pretrained(arguments.output)
+    with writing(arguments.output):
+        model.save_pretrained(arguments.output)
+        processor.save_pretrained(arguments.output)
     scores = score_split(model, processor, recordings, "test") if "test" in recordings.splits else {}
     write_results(arguments.output, recordings, configuration, scores)
     print_scores(scores)

@@ -6,7 +6,7 @@ import io
 import re
 import sys
 
-from neds_hf.errors import NEDSError, one_line
+from neds_hf.errors import NEDSError
 
 COMMANDS = {
     "simulate": "simulate IBL-like mice as ALF session folders",
@@ -25,8 +25,6 @@ COMMANDS = {
     "demo": "the whole way on simulated mice, with a report",
 }
 
-# How torch and safetensors say that the system did not let them write; neither raises OSError.
-UNWRITTEN = re.compile(r"inline_container\.cc|PytorchStreamWriter|\(os error \d+\)")
 # How Gloo says that another process of the group has ended.
 LEFT_ALONE = re.compile(r"gloo/transport/.*Connection")
 
@@ -62,14 +60,10 @@ def run(name: str, argv: list[str] | None = None) -> int:
         print(f"neds {name}: {error}", file=sys.stderr)
         return 2
     except Exception as error:
-        if LEFT_ALONE.search(str(error)):
-            print(f"neds {name}: another of the processes that train together has ended", file=sys.stderr)
-            return 1
-        if not UNWRITTEN.search(str(error)):
+        if not LEFT_ALONE.search(str(error)):
             raise
-        reason = one_line(error)
-        print(f"neds {name}: a file could not be written, as on a full disc ({reason})", file=sys.stderr)
-        return 2
+        print(f"neds {name}: another of the processes that train together has ended", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print(f"neds {name}: stopped; run it again to resume", file=sys.stderr)
         return 130

@@ -1,13 +1,37 @@
 """Files that are either there and whole, or not there; JSON in them."""
 
+import errno
 import json
 import math
+import re
 import reprlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from neds_hf.errors import NEDSError
+from neds_hf.errors import NEDSError, one_line
+
+# How torch and safetensors say that the system did not let them write; neither raises OSError.
+UNWRITTEN = re.compile(r"inline_container\.cc|PytorchStreamWriter|\(os error \d+\)")
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Let what the system does not let one write, as on a full disc, be an error that names the file or folder.
+
+    Raises:
+        OSError: Also where torch or safetensors raise another error.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno and not error.filename:
+            error.filename = str(path)
+        raise
+    except Exception as error:
+        if not UNWRITTEN.search(str(error)):
+            raise
+        raise OSError(errno.EIO, f"Not written, as on a full disc ({one_line(error)})", str(path)) from error
 
 
 @contextmanager
@@ -15,7 +39,8 @@ def written_whole(path: Path) -> Iterator[Path]:
     """Where to write what is then either there and whole, or not there; its folder is made."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.unfinished")
-    yield unfinished
+    with writing(path):
+        yield unfinished
     unfinished.replace(path)
 
 

@@ -17,7 +17,7 @@ import torch
 import yaml
 
 from neds_hf.cards.model import write_model_card
-from neds_hf.data.files import write_json
+from neds_hf.data.files import write_json, writing
 from neds_hf.errors import NEDSError, one_line
 from neds_hf.models import NEDSConfig, NEDSModel, NEDSProcessor
 from neds_hf.models.configuration_neds import IBL_MODALITIES
@@ -430,8 +430,9 @@ def write_converted(
         unfinished.mkdir(parents=True)
     except OSError as error:
         raise NEDSError(f"{out} cannot be written: {error}") from error
-    model.save_pretrained(unfinished)
-    processor.save_pretrained(unfinished)
+    with writing(out):
+        model.save_pretrained(unfinished)
+        processor.save_pretrained(unfinished)
     write_json(unfinished / "conversion.json", conversion)
     unfinished.rename(out)
     write_model_card(out)

@@ -6,7 +6,7 @@ Shapes: trials of the batch B, bins T, units N, tokens L, hidden size H.
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -122,6 +122,15 @@ def eager_attention(
     if dropout:
         probabilities = drop(probabilities, dropout)
     return (probabilities @ value).transpose(1, 2), probabilities
+
+
+def check_values(fit: torch.Tensor, wrong: Callable[[], str]) -> None:
+    """Raise a ValueError that says what is `wrong` unless all of `fit` is True; `torch.export` keeps the check."""
+    if torch.compiler.is_compiling() and not is_torchdynamo_exporting():
+        if not fit.all():  # as a check of torch it would come without its message
+            raise ValueError(wrong())
+    else:
+        torch_compilable_check(fit, wrong)
 
 
 class Table(nn.Embedding):
@@ -587,13 +596,11 @@ class NEDSModel(Checkpoint, PreTrainedModel):
         batch_size, num_bins, num_units = spike_counts.shape
         if num_bins != self.config.num_bins:
             raise ValueError(f"spike_counts has {num_bins} bins, the model {self.config.num_bins}")
-        try:
-            counts = torch.tensor(self.config.unit_counts, device=session_index.device)[session_index]
-        except IndexError as error:
-            raise ValueError(
-                f"session_index goes up to {int(session_index.max())}, but this model has "
-                f"{len(self.config.session_ids)} sessions; add_sessions gives it new ones"
-            ) from error
+        num_sessions = len(self.config.session_ids)
+        known = (session_index >= 0) & (session_index < num_sessions)
+        # One more, without units, as on a GPU no check would be reached after an index that there is not.
+        counts = torch.tensor([*self.config.unit_counts, 0], device=session_index.device)
+        counts = counts[session_index.where(known, num_sessions)]
         exists = torch.arange(num_units, device=counts.device) < counts[:, None]
         if unit_mask is None:
             unit_mask, fits = exists, counts <= num_units
@@ -606,6 +613,11 @@ class NEDSModel(Checkpoint, PreTrainedModel):
         def wrong() -> str:
             if bool((session_index < 0).any()):
                 return "session_index holds a negative number"
+            if not bool(known.all()):
+                return (
+                    f"session_index goes up to {int(session_index.max())}, but this model has {num_sessions} "
+                    "sessions; add_sessions gives it new ones"
+                )
             if unit_mask is exists:
                 return (
                     f"spike_counts has {num_units} units, but a session of the batch {int(counts.max())}; "
@@ -613,9 +625,8 @@ class NEDSModel(Checkpoint, PreTrainedModel):
                 )
             return "unit_mask holds more units than the trial's session has in this model"
 
-        # What depends on values is checked so that `torch.export` keeps it, and all at once, as every check of
-        # values waits for the GPU.
-        torch_compilable_check((session_index >= 0) & fits, wrong)
+        # All at once, as every check of values waits for the GPU.
+        check_values(known & fits, wrong)
         return unit_mask
 
     def _checked_behaviors(self, batch_size, device, behaviors, available):
@@ -653,7 +664,7 @@ class NEDSModel(Checkpoint, PreTrainedModel):
                 right, wrong[name] = values.isfinite().all(1), f"{name} holds values that are not finite"
             fits[name] = right | ~filled[name]
         if fits:
-            torch_compilable_check(
+            check_values(
                 torch.stack(list(fits.values())),
                 lambda: (
                     next(wrong[name] for name in fits if not bool(fits[name].all()))

@@ -39,7 +39,8 @@ class NEDSProcessor(Checkpoint, ProcessorMixin):
             constants); `"zero_one"`, from 0 to 1 (published code, which looks at the test trials too).
 
     Raises:
-        ValueError: A scaling that does not exist.
+        ValueError: A scaling that does not exist, or statistics of a session that are not those of its units, or
+            not two finite numbers, the second not zero.
     """
 
     attributes: Sequence[str] = ()
@@ -66,6 +67,15 @@ class NEDSProcessor(Checkpoint, ProcessorMixin):
         self.align_event = align_event
         self.sessions = [dict(session) for session in sessions]
         self.scaling = scaling
+        for session in self.sessions:
+            whose, units, means = f"session {session['session']!r}", session["units"], session["mean_counts"]
+            if len(means) != len(units):
+                raise ValueError(
+                    f"{whose} has {len(units)} units, expected as many mean_counts, found {len(means)}"
+                )
+            for name, constants in session["scaling"].items():
+                if np.shape(constants) != (2,) or not np.isfinite(constants).all() or constants[1] == 0:
+                    raise ValueError(f"{whose}: expected an offset and a scale of {name}, found {constants}")
 
     @classmethod
     def get_processor_dict(cls, pretrained_model_name_or_path, **kwargs):

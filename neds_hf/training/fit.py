@@ -12,7 +12,7 @@ from transformers.utils import logging
 
 from neds_hf.cards.model import write_model_card
 from neds_hf.data.collator import ArrowTrials, NEDSCollator
-from neds_hf.data.files import write_json
+from neds_hf.data.files import write_json, writing
 from neds_hf.data.origin import license_of, origins
 from neds_hf.errors import NEDSError, one_line
 from neds_hf.metrics.functional import mean_table
@@ -136,8 +136,9 @@ def fit(
             callbacks = [GradualUnfreezing(), *callbacks]
         trainer = NEDSTrainer(model, args, processor, recordings, callbacks=list(callbacks))
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        trainer.save_model(_internal_call=True)  # or it would push
-        trainer.save_state()
+        with writing(folder):
+            trainer.save_model(_internal_call=True)  # or it would push
+            trainer.save_state()
         scores = {}
         with trainer.whole_model():
             if args.should_save and "test" in recordings.splits:
@@ -162,7 +163,8 @@ def write_results(
     base = configuration["model"]  # of a new model: its configuration
     base = {"name": Path(base).name, "hub_id": hub_id(base)} if isinstance(base, str) else None
     note(folder, data=described(recordings), base=base)
-    write_model_card(folder)
+    with writing(folder):
+        write_model_card(folder)
     finish_run(folder, {"best_validation": best_validation, "test": mean})
 
 

@@ -88,8 +88,12 @@ class Recordings:
         """The same trials, with these splits together as `train`.
 
         Raises:
-            NEDSError: One of them is not there, or empty.
+            NEDSError: There are none, or one of them is not there, or empty.
         """
+        if not splits:
+            raise NEDSError(
+                f"{self.source}: no split is named to train on; there are: {', '.join(self.splits)}"
+            )
         train = datasets.concatenate_datasets([self.split(name) for name in splits])
         rest = {name: split for name, split in self.splits.items() if name not in {"train", *splits}}
         return replace(self, splits={"train": train, **rest})

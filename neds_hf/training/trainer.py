@@ -28,6 +28,7 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from neds_hf.cards.model import write_model_card
 from neds_hf.data.collator import ArrowTrials, NEDSCollator
+from neds_hf.data.files import writing
 from neds_hf.errors import NEDSError, one_line
 from neds_hf.metrics.functional import mean_table
 from neds_hf.models.masking_neds import num_uniform, sample_masks
@@ -106,6 +107,10 @@ class NEDSTrainer(Trainer):
             super().init_hf_repo(token, private)
         except (HTTPError, OSError, ValueError) as error:
             raise NEDSError(f"--push_to_hub: no repository to push to: {one_line(error)}") from error
+
+    def _save_checkpoint(self, *args, **kwargs) -> None:
+        with writing(Path(self.args.output_dir)):
+            super()._save_checkpoint(*args, **kwargs)
 
     def _save(self, output_dir=None, state_dict=None) -> None:
         kind = type(self.model)
