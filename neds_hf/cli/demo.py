@@ -27,10 +27,10 @@ from neds_hf.analysis.report import text_table, write_report
 from neds_hf.cli import finetune, pretrain
 from neds_hf.cli.baselines import with_validation
 from neds_hf.cli.evaluate import score_true_rates
-from neds_hf.data.alf import open_local
-from neds_hf.data.builder import BEHAVIORS, one_sources
+from neds_hf.data.alf import one_sources
 from neds_hf.data.files import read_json, write_json
-from neds_hf.data.schema import ConversionOptions, check_path
+from neds_hf.data.one_cache import open_local
+from neds_hf.data.schema import IBL_BEHAVIORS, ConversionOptions, check_path
 from neds_hf.data.simulation import SimulationOptions, simulate
 from neds_hf.data.storage import convert
 from neds_hf.errors import NEDSError, require
@@ -175,7 +175,7 @@ def build(alf: Path, out: Path, held_out: list[str], workers: int) -> Recordings
     """The dataset of all sessions of a ONE cache."""
     options = ConversionOptions()
     sources = one_sources(partial(open_local, alf), options)
-    convert(out, sources, options, BEHAVIORS, held_out, workers)
+    convert(out, sources, options, IBL_BEHAVIORS, held_out, workers)
     return open_recordings(out)
 
 

@@ -22,8 +22,8 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from neds_hf.data.alf import make_cache_tables, uuid_of
 from neds_hf.data.files import read_json, write_json
+from neds_hf.data.one_cache import make_cache_tables, uuid_of
 from neds_hf.data.schema import SIMULATED_LAB
 from neds_hf.data.simulated_mouse import (
     BIN_SIZE_S,

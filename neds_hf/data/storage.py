@@ -28,9 +28,8 @@ from huggingface_hub import DatasetCard, DatasetCardData
 from tqdm.auto import tqdm
 
 from neds_hf.cards.rendering import origin_in_words, render
-from neds_hf.data.alf import repeated_site_sessions
 from neds_hf.data.files import read_json, write_json, written_whole
-from neds_hf.data.origin import license_of, origins
+from neds_hf.data.origin import license_of, origins, repeated_site_sessions
 from neds_hf.data.schema import (
     SESSION_FEATURES,
     SPLITS,
