@@ -23,8 +23,8 @@ from neds_hf.errors import NEDSError
 from neds_hf.metrics.functional import mean_table
 from neds_hf.models.configuration_neds import PRESETS
 from neds_hf.training.arguments import NEDSTrainingArguments, parse_training_arguments, training_parser
-from neds_hf.training.fit import configuration_of, fit, split_loader
-from neds_hf.training.inference import predict
+from neds_hf.training.fit import configuration_of, fit
+from neds_hf.training.inference import predict, split_loader
 from neds_hf.training.runs import finish_run, start_run, write_arrays
 from neds_hf.training.sessions import Recordings, load_model, open_recordings
 

@@ -38,8 +38,8 @@ from neds_hf.metrics.functional import mean_table
 from neds_hf.models import NEDSModel, NEDSProcessor
 from neds_hf.models.configuration_neds import PRESETS
 from neds_hf.training.arguments import NEDSTrainingArguments
-from neds_hf.training.fit import fit, split_loader
-from neds_hf.training.inference import TASKS, predict
+from neds_hf.training.fit import fit
+from neds_hf.training.inference import TASKS, predict, split_loader
 from neds_hf.training.runs import environment, finish_run, start_run, write_arrays
 from neds_hf.training.sessions import Recordings, load_model, open_recordings
 

@@ -15,10 +15,9 @@ from neds_hf.data.simulated_mouse import BIN_SIZE_S, NUM_BINS, WINDOW_START_S
 from neds_hf.data.simulation import read_true_rates
 from neds_hf.errors import NEDSError
 from neds_hf.models import NEDSProcessor
-from neds_hf.training.fit import split_loader
-from neds_hf.training.inference import score, score_single_behaviors
+from neds_hf.training.inference import load_models, score, score_single_behaviors, split_loader
 from neds_hf.training.runs import check_output, environment
-from neds_hf.training.sessions import Recordings, check_bins, known_recordings, load_models, open_recordings
+from neds_hf.training.sessions import Recordings, check_bins, known_recordings, open_recordings
 
 TITLES = {"encoding": "Encoding, spikes from behaviour", "decoding": "Decoding, behaviour from spikes"}
 

@@ -1,7 +1,7 @@
 """Sessions of a dataset and of a model: opening the one, and bringing the other new animals."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,7 +22,6 @@ from neds_hf.errors import NEDSError, one_line, require
 from neds_hf.models.configuration_neds import CHECKPOINTS, IBL_MODALITIES, NEDSConfig
 from neds_hf.models.modeling_neds import NEDSModel
 from neds_hf.models.processing_neds import NEDSProcessor, check_processor
-from neds_hf.training.inference import Ensemble
 from neds_hf.training.runs import RUN_FILE, fingerprint_of, read_run
 
 # What a model is loaded from.
@@ -231,21 +230,6 @@ def load_model(source: str, settings: dict | None = None) -> tuple[NEDSModel, NE
     # What an adapter of it says that it was made from.
     model.name_or_path = str(Path(source).absolute()) if Path(source).exists() else source
     return model.to("cuda" if torch.cuda.is_available() else "cpu"), processor
-
-
-def load_models(sources: Sequence[str]) -> tuple[NEDSModel | Ensemble, NEDSProcessor]:
-    """One model as by `load_model`, or several that predict together.
-
-    Raises:
-        NEDSError: One cannot be loaded, or they are not of the same sessions, units and scales.
-    """
-    models, processors = zip(*(load_model(source) for source in sources))
-    for source, processor in zip(sources, processors):
-        if processor.to_dict() != processors[0].to_dict():
-            raise NEDSError(
-                f"{source} and {sources[0]} cannot predict together: sessions, units or scales are not the same"
-            )
-    return models[0] if len(models) == 1 else Ensemble(models), processors[0]
 
 
 def _load_adapter(source: str, base: str, settings: dict | None) -> tuple[NEDSModel, NEDSProcessor]:
