@@ -116,8 +116,8 @@ def run_method(
     """
     folder, split = Path(args.output_dir) / method, arguments.split
     null_trials = recordings.trained_on(args.train_splits)
-    if method not in UNIMODAL:
-        recordings = with_validation(recordings, split)
+    if method not in UNIMODAL and split != "validation":
+        recordings = recordings.with_validation()
     finished = start_run(folder, configuration(method, recordings, arguments, args, settings))
     scores = {}
     for session in recordings.session_ids:
@@ -156,13 +156,6 @@ def has_behavior(trials: SessionTrials) -> bool:
     return any(np.isfinite(values).any() for values in trials.continuous.values()) or any(
         (values >= 0).any() for values in trials.categorical.values()
     )
-
-
-def with_validation(recordings: Recordings, split: str) -> Recordings:
-    """With the validation trials among the training trials, unless they are to be predicted or there are none."""
-    if split == "validation" or "validation" not in recordings.splits:
-        return recordings
-    return recordings.trained_on(["train", "validation"])
 
 
 def configuration(

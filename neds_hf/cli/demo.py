@@ -25,7 +25,6 @@ from neds_hf.analysis.comparison import (
 )
 from neds_hf.analysis.report import text_table, write_report
 from neds_hf.cli import finetune, pretrain
-from neds_hf.cli.baselines import with_validation
 from neds_hf.cli.evaluate import score_true_rates
 from neds_hf.data.alf import one_sources
 from neds_hf.data.files import read_json, write_json
@@ -207,7 +206,7 @@ def baseline(file: Path, recording: Recordings, seed: int) -> dict[str, np.ndarr
             return predictions
     (eid,) = recording.session_ids
     # NEDS chooses a checkpoint on the validation trials; linear models learn from them, as in `neds baselines`.
-    train = with_validation(recording, "test").trials(eid, "train")
+    train = recording.with_validation().trials(eid, "train")
     predictions = linear_baseline(train, recording.trials(eid, "test"), seed)
     write_arrays(file, data_fingerprint=np.array(recording.fingerprint), **predictions)
     return predictions

@@ -97,6 +97,10 @@ class Recordings:
         rest = {name: split for name, split in self.splits.items() if name not in {"train", *splits}}
         return replace(self, splits={"train": train, **rest})
 
+    def with_validation(self) -> "Recordings":
+        """The same trials, with those of the validation split, where there is one, as training trials."""
+        return self.trained_on(["train", "validation"]) if "validation" in self.splits else self
+
     def trials(self, session: str, split: str) -> SessionTrials:
         """Trials of one session in one split."""
         return session_trials(self.split(split), session)
