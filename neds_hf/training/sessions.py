@@ -368,6 +368,33 @@ def check_fits(processor: NEDSProcessor, recordings: Recordings) -> None:
                 )
 
 
+def trained_on_others(processor: NEDSProcessor, recordings: Recordings, split: str) -> list[str]:
+    """Sessions whose mean counts in the model, where known, are those of no trials to train on in the dataset.
+
+    To train on are the train split, alone or with the validation split, where these are not what is scored.
+    """
+    return [
+        session
+        for session in recordings.session_ids
+        if split != "train"
+        and not _trained_on_these(processor.mean_counts(session), recordings, session, split)
+    ]
+
+
+def _trained_on_these(mean_counts: np.ndarray, recordings: Recordings, session: str, split: str) -> bool:
+    if np.isnan(mean_counts).all():  # of a converted model: not known
+        return True
+    counts = []
+    for name in SPLITS[: SPLITS.index(split)]:
+        try:
+            counts.append(recordings.trials(session, name).spike_counts)
+        except NEDSError:  # the dataset has none
+            break
+        if np.allclose(np.concatenate(counts).mean((0, 1)), mean_counts, rtol=0, atol=1e-6):
+            return True
+    return False
+
+
 def known_recordings(
     recordings: Recordings, processor: NEDSProcessor, model: str, sessions: list[str] | None
 ) -> Recordings:
