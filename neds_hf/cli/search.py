@@ -119,7 +119,7 @@ def main(argv: list[str] | None = None) -> None:
     if arguments.backend == "ray":
         require("the search", "ray", "ray")
     require("the search", "search", "optuna", "matplotlib")
-    from neds_hf.analysis.search import search_figure
+    from neds_hf.analysis.figures import search_figure
     from neds_hf.training import search as searches
 
     ranges, num_models, where = asked_for(command, arguments, argv)
