@@ -8,9 +8,10 @@ from functools import partial
 from pathlib import Path
 
 from neds_hf.data.alf import one_sources
+from neds_hf.data.folder import dropped_sessions, provenances, summary
 from neds_hf.data.one_cache import open_local, open_openalyx
 from neds_hf.data.schema import IBL_BEHAVIORS, ConversionOptions, check_path
-from neds_hf.data.storage import convert, dropped_sessions, provenances, summary
+from neds_hf.data.storage import convert
 from neds_hf.errors import NEDSError
 from neds_hf.hub.push import push
 

@@ -9,10 +9,11 @@ from pathlib import Path
 from neds_hf.cli.config import use_config
 from neds_hf.data.alf import one_sources
 from neds_hf.data.arrays import array_names, array_sources
+from neds_hf.data.folder import held_out_sessions, summary
 from neds_hf.data.one_cache import open_local, open_openalyx
 from neds_hf.data.origin import repeated_site_sessions
 from neds_hf.data.schema import CAMERAS, IBL_BEHAVIORS, NUM_FOLDS, ConversionOptions, check_path
-from neds_hf.data.storage import convert, held_out_sessions, summary
+from neds_hf.data.storage import convert
 from neds_hf.errors import NEDSError
 
 REPEATED_SITE = "repeated-site"

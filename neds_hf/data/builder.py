@@ -14,6 +14,7 @@ from datasets import ArrowBasedBuilder, BuilderConfig, DatasetInfo, SplitGenerat
 from datasets.builder import Key
 
 from neds_hf.data.alf import one_sources
+from neds_hf.data.folder import trial_files
 from neds_hf.data.one_cache import fingerprint, list_sessions, open_local
 from neds_hf.data.origin import repeated_site_sessions
 from neds_hf.data.schema import (
@@ -24,7 +25,7 @@ from neds_hf.data.schema import (
     ConversionOptions,
     trial_features,
 )
-from neds_hf.data.storage import convert, trial_files
+from neds_hf.data.storage import convert
 from neds_hf.errors import NEDSError
 
 
