@@ -9,7 +9,7 @@ from neds_hf.analysis.report import text_table
 from neds_hf.analysis.summary import grouped, score_table, summary
 from neds_hf.data.files import write_json
 from neds_hf.data.schema import SPLITS
-from neds_hf.data.simulated_mouse import BIN_SIZE_S, NUM_BINS, WINDOW_START_S
+from neds_hf.data.simulated_neurons import BIN_SIZE_S, NUM_BINS, WINDOW_START_S
 from neds_hf.data.simulation import read_true_rates
 from neds_hf.errors import NEDSError
 from neds_hf.models import NEDSProcessor
