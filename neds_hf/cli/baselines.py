@@ -12,11 +12,10 @@ from transformers import TrainerCallback
 from neds_hf.analysis.baselines import METHODS, MULTI_SESSION, Predictions, predict_tests
 from neds_hf.analysis.comparison import score_predictions
 from neds_hf.analysis.report import text_table
-from neds_hf.analysis.runs import Run, means_of
+from neds_hf.analysis.runs import Run, labelled, means_of, metrics_of
 from neds_hf.analysis.summary import grouped, is_headline, summary
 from neds_hf.cli.config import parse_settings
 from neds_hf.cli.pretrain import SETTABLE, PretrainArguments, prepare
-from neds_hf.cli.report import labelled, metrics_of
 from neds_hf.data.files import write_json
 from neds_hf.data.trials import SessionTrials
 from neds_hf.errors import NEDSError
