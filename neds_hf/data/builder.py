@@ -14,7 +14,6 @@ from datasets import ArrowBasedBuilder, BuilderConfig, DatasetInfo, SplitGenerat
 from datasets.builder import Key
 
 from neds_hf.data.alf import one_sources
-from neds_hf.data.folder import trial_files
 from neds_hf.data.one_cache import fingerprint, list_sessions, open_local
 from neds_hf.data.origin import repeated_site_sessions
 from neds_hf.data.schema import (
@@ -102,9 +101,13 @@ class IBLRepeatedSite(ArrowBasedBuilder):
         workers = dl_manager.download_config.num_proc or 1
         convert(out, one_sources(open_one, options, sessions), options, IBL_BEHAVIORS, workers=workers)
         if name in ("units", "sessions"):
-            files = {"train": [file for s in sessions if (file := out / name / f"{s}.parquet").exists()]}
+            folders = {"train": out / name}
         else:
-            files = {split: trial_files(out, split, sessions) for split in SPLITS}
+            folders = {split: out / "trials" / split for split in SPLITS}
+        files = {
+            split: [file for s in sessions if (file := folder / f"{s}.parquet").exists()]
+            for split, folder in folders.items()
+        }
         return [SplitGenerator(name=split, gen_kwargs={"files": paths}) for split, paths in files.items()]
 
     def _generate_tables(self, files: list[Path]) -> Iterator[tuple[Key, pa.Table]]:

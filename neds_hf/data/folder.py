@@ -49,12 +49,6 @@ def dropped_sessions(out: Path) -> dict[str, str]:
     return read_json(file, {"*": str}) if file.exists() else {}
 
 
-def trial_files(out: Path, split: str, sessions: Iterable[str]) -> list[Path]:
-    """Trial files of a split that exist, for these sessions."""
-    files = [Path(out) / "trials" / split / f"{session}.parquet" for session in sessions]
-    return [file for file in files if file.exists()]
-
-
 def summary(out: Path) -> str:
     """What a dataset folder holds and what was dropped on the way, in a few lines."""
     sessions = _read_sessions(out)
