@@ -15,7 +15,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
-from neds_hf.analysis.baselines import linear_baseline
+from neds_hf.analysis.baselines import predict_tests
 from neds_hf.analysis.comparison import (
     SHOWN_TRIALS,
     SHOWN_UNITS,
@@ -207,7 +207,7 @@ def baseline(file: Path, recording: Recordings, seed: int) -> dict[str, np.ndarr
     (eid,) = recording.session_ids
     # NEDS chooses a checkpoint on the validation trials; linear models learn from them, as in `neds baselines`.
     train = recording.with_validation().trials(eid, "train")
-    predictions = linear_baseline(train, recording.trials(eid, "test"), seed)
+    (predictions,) = predict_tests("linear", [train], [recording.trials(eid, "test")], seed)
     write_arrays(file, data_fingerprint=np.array(recording.fingerprint), **predictions)
     return predictions
 
