@@ -114,7 +114,7 @@ def psths(
     times_s: np.ndarray,
     unit_labels: list[str],
     bin_size_s: float,
-    conditions: np.ndarray | None = None,
+    conditions: np.ndarray,
 ) -> Figure:
     """Average trial of every unit, recorded against predicted, a panel a unit.
 
@@ -124,9 +124,8 @@ def psths(
         times_s: (T,) centres of the bins in seconds from the event.
         unit_labels: N titles.
         bin_size_s: Bin width in seconds.
-        conditions: (B,) labels such as choices: trials are averaged apart. None: all trials together.
+        conditions: (B,) labels such as choices: trials are averaged apart.
     """
-    conditions = np.full(len(spike_counts), "all trials") if conditions is None else np.asarray(conditions)
     names = np.unique(conditions)
     figure, panels = _grid(len(unit_labels), num_columns=4, panel_size=(2.3, 1.7))
     for color, name in zip(_colors(len(names)), names):
