@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from neds_hf.data.storage import provenances
+from neds_hf.data.folder import provenances
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE.parent / "RESULTS.md"

@@ -23,9 +23,9 @@ from machine import best_seconds
 from page import publish, row
 from synthetic import write_session
 
-from neds_hf.data.alf import list_sessions, open_local, read_session
-from neds_hf.data.builder import BEHAVIORS, one_sources
-from neds_hf.data.schema import ConversionOptions
+from neds_hf.data.alf import one_sources, read_session
+from neds_hf.data.one_cache import list_sessions, open_local
+from neds_hf.data.schema import IBL_BEHAVIORS, ConversionOptions
 from neds_hf.data.storage import convert, write_table
 
 BUILD = HERE.parent / "examples" / "build.py"
@@ -74,7 +74,7 @@ def times_in_process(cache: Path, out: Path, rounds: int) -> dict[str, float]:
         start = time.process_time()
         shutil.rmtree(out, ignore_errors=True)
         out.mkdir()
-        convert(out, one_sources(partial(open_local, cache), options), options, BEHAVIORS)
+        convert(out, one_sources(partial(open_local, cache), options), options, IBL_BEHAVIORS)
         processors.append(time.process_time() - start)
 
     converted()

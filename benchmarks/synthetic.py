@@ -6,8 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from neds_hf.data.builder import BEHAVIORS
-from neds_hf.data.schema import IBL_CLASSES, ConversionOptions, Recording
+from neds_hf.data.schema import IBL_BEHAVIORS, IBL_CLASSES, ConversionOptions, Recording
 from neds_hf.data.storage import Source, convert
 
 PROBES = ("probe00", "probe01")
@@ -93,7 +92,7 @@ def write_dataset(out: Path, sessions: int, units: int, trials: int, num_bins: i
         Source(f"session-{turn:02d}", "", partial(_recording, turn, counts, signals, options))
         for turn in range(sessions)
     ]
-    convert(out, sources, options, BEHAVIORS)
+    convert(out, sources, options, IBL_BEHAVIORS)
     return out
 
 

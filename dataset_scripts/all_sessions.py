@@ -2,7 +2,8 @@
 
 from publishing import convert_and_publish, opener, parser, run
 
-from neds_hf.data.alf import list_sessions, repeated_site_sessions
+from neds_hf.data.one_cache import list_sessions
+from neds_hf.data.origin import repeated_site_sessions
 from neds_hf.data.schema import ConversionOptions
 
 

@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 
-from neds_hf.data.alf import open_local
-from neds_hf.data.builder import BEHAVIORS, one_sources, open_openalyx
-from neds_hf.data.schema import ConversionOptions, check_path
-from neds_hf.data.storage import convert, dropped_sessions, provenances, summary
+from neds_hf.data.alf import one_sources
+from neds_hf.data.folder import dropped_sessions, provenances, summary
+from neds_hf.data.one_cache import open_local, open_openalyx
+from neds_hf.data.schema import IBL_BEHAVIORS, ConversionOptions, check_path
+from neds_hf.data.storage import convert
 from neds_hf.errors import NEDSError
 from neds_hf.hub.push import push
 
@@ -76,7 +77,7 @@ def convert_and_publish(
     check_path(out)
     before = provenances(out)
     sources = one_sources(opener(arguments), options, sessions)
-    convert(out, sources, options, BEHAVIORS, held_out, arguments.workers)
+    convert(out, sources, options, IBL_BEHAVIORS, held_out, arguments.workers)
     after = provenances(out)
     changed = [session for session in after if after[session] != before.get(session)]
     print(f"new or changed: {', '.join(changed) or 'none'}")

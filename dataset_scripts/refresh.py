@@ -7,7 +7,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HTTPError
 from publishing import convert_and_publish, options_of, parser, run
 
-from neds_hf.data.storage import dropped_sessions, provenances
+from neds_hf.data.folder import dropped_sessions, provenances
 from neds_hf.errors import NEDSError
 from neds_hf.hub.push import reason
 

@@ -27,8 +27,7 @@ from neds_hf.metrics.functional import mean_table
 from neds_hf.models import NEDSModel
 from neds_hf.models.configuration_neds import PRESETS
 from neds_hf.models.modeling_neds import Table
-from neds_hf.training.fit import split_loader
-from neds_hf.training.inference import score
+from neds_hf.training.inference import score, split_loader
 from neds_hf.training.sessions import new_model, new_processor, open_recordings
 
 

@@ -10,7 +10,8 @@ import pytest
 import xxhash
 from alf_folder import trials_table, write_session, write_spikes, write_trials
 
-from neds_hf.data import alf
+from neds_hf.data import alf, one_cache
+from neds_hf.data.origin import repeated_site_sessions
 from neds_hf.data.schema import ConversionOptions
 from neds_hf.errors import NEDSError
 
@@ -28,8 +29,8 @@ COUNTS = np.broadcast_to(COUNTS_OF_A_TRIAL, (12, 100, 3))
 
 
 def read_only_session(root: Path, options: ConversionOptions = OPTIONS):
-    one = alf.open_local(root)
-    (session,) = alf.list_sessions(one)
+    one = one_cache.open_local(root)
+    (session,) = one_cache.list_sessions(one)
     return alf.read_session(one, session, options)
 
 
@@ -349,8 +350,8 @@ def test_the_latest_revision_is_read_and_recorded_with_its_hash(tmp_path):
 
 def test_a_file_whose_md5_is_listed_is_recorded_with_it_and_a_note_where_it_differs(tmp_path):
     folder = write_session(tmp_path)
-    one = alf.open_local(tmp_path)
-    (session,) = alf.list_sessions(one)
+    one = one_cache.open_local(tmp_path)
+    (session,) = one_cache.list_sessions(one)
     # As the tables of a server have it.
     listed = hashlib.md5((folder / "_ibl_wheel.position.npy").read_bytes()).hexdigest()
     wheel = one._cache["datasets"]["rel_path"].str.contains("_ibl_wheel")
@@ -367,8 +368,8 @@ def test_a_file_whose_md5_is_listed_is_recorded_with_it_and_a_note_where_it_diff
 
 def test_files_of_a_server_are_asked_of_one(tmp_path):
     write_session(tmp_path)
-    offline, server = alf.open_local(tmp_path), alf.open_local(tmp_path)
-    (session,) = alf.list_sessions(offline)
+    offline, server = one_cache.open_local(tmp_path), one_cache.open_local(tmp_path)
+    (session,) = one_cache.list_sessions(offline)
     asked = []
 
     class Server(type(server)):
@@ -389,10 +390,10 @@ def test_the_default_revision_comes_before_a_later_one(tmp_path):
     folder = write_session(tmp_path) / "probe00" / "pykilosort"
     (folder / "#2024-05-06#").mkdir()
     shutil.copy(folder / "spikes.times.npy", folder / "#2024-05-06#" / "spikes.times.npy")
-    one = alf.open_local(tmp_path)
+    one = one_cache.open_local(tmp_path)
     # As the tables of a server have it.
     one._cache["datasets"]["default_revision"] = ~one._cache["datasets"]["rel_path"].str.contains("#")
-    (session,) = alf.list_sessions(one)
+    (session,) = one_cache.list_sessions(one)
     files = alf.read_session(one, session, OPTIONS).provenance["files"]
     assert {file["revision"] for file in files} == {""}
 
@@ -401,10 +402,12 @@ def test_ids_do_not_depend_on_where_and_when_the_tables_are_made(tmp_path):
     for root in ("one", "two"):
         write_session(tmp_path / root, subject="a")
         write_session(tmp_path / root, subject="b")
-    first, second = (alf.list_sessions(alf.open_local(tmp_path / root)) for root in ("one", "two"))
+    first, second = (
+        one_cache.list_sessions(one_cache.open_local(tmp_path / root)) for root in ("one", "two")
+    )
     assert first == second and len(set(first)) == 2
     remake_tables(tmp_path / "one")
-    assert alf.list_sessions(alf.open_local(tmp_path / "one")) == first
+    assert one_cache.list_sessions(one_cache.open_local(tmp_path / "one")) == first
 
 
 def test_ids_that_are_numbers_and_odd_quality_labels_are_taken_as_far_as_they_go(tmp_path):
@@ -430,8 +433,8 @@ def test_sessions_and_files_that_are_added_later_are_read(tmp_path):
     write_session(tmp_path, "b")
     for file, content in zip(left_camera, energy):
         file.write_bytes(content)
-    one = alf.open_local(tmp_path)
-    assert len(alf.list_sessions(one)) == 2
+    one = one_cache.open_local(tmp_path)
+    assert len(one_cache.list_sessions(one)) == 2
     recording = alf.read_session(one, first.session, OPTIONS)
     assert recording.provenance["signals"]["whisker_motion_energy"] == "leftCamera"
     (left_camera[0].parent / "probe01").mkdir()
@@ -470,9 +473,9 @@ def test_a_session_without_trials_or_spikes_is_read_with_the_reason_and_of_a_ser
     write_session(tmp_path, subject="complete")
     (write_session(tmp_path, subject="untrained") / "_ibl_trials.table.pqt").unlink()
     write_session(tmp_path, subject="behaviour", probes=())
-    one = alf.open_local(tmp_path)
+    one = one_cache.open_local(tmp_path)
     found = {}
-    for session in alf.list_sessions(one):
+    for session in one_cache.list_sessions(one):
         try:
             found[one.eid2path(session).parts[-3]] = alf.read_session(one, session, OPTIONS).subject
         except NEDSError as error:
@@ -483,14 +486,14 @@ def test_a_session_without_trials_or_spikes_is_read_with_the_reason_and_of_a_ser
         offline = False
 
     one.__class__ = Server  # of whose thousands of sessions only those are listed that can be read
-    assert [one.eid2path(session).parts[-3] for session in alf.list_sessions(one)] == ["complete"]
+    assert [one.eid2path(session).parts[-3] for session in one_cache.list_sessions(one)] == ["complete"]
 
 
 def test_a_session_of_the_tables_that_is_not_here_is_not_listed(tmp_path):
     """As in the tables of a server, of which only some sessions were downloaded."""
     write_session(tmp_path, subject="here")
     away = [write_session(tmp_path, name, probes) for name, probes in (("a", ()), ("b", ("probe00",)))]
-    alf.open_local(tmp_path)
+    one_cache.open_local(tmp_path)
     for folder in away:
         shutil.rmtree(folder.parents[2])
     assert read_only_session(tmp_path).subject == "here"
@@ -503,7 +506,7 @@ def test_a_folder_that_is_a_link_is_named(tmp_path, level):
     link.parent.mkdir(parents=True)
     link.symlink_to(tmp_path / "far" / "somelab" / level)
     with pytest.raises(NEDSError, match=f"^{link} is a link, which ONE's tables do not follow"):
-        alf.open_local(tmp_path / "one")
+        one_cache.open_local(tmp_path / "one")
 
 
 @pytest.mark.parametrize("folder", ["one/somelab", "one/somelab/Subjects", "."])
@@ -512,7 +515,7 @@ def test_a_folder_too_deep_or_too_high_is_said_to_be_and_stays_as_it_is(tmp_path
     with pytest.raises(
         NEDSError, match="expected the folder above LAB/Subjects, found a session that is not at"
     ):
-        alf.open_local(tmp_path / folder)
+        one_cache.open_local(tmp_path / folder)
     assert not list(tmp_path.rglob("*sessions.pqt*"))
 
 
@@ -527,7 +530,7 @@ def test_tables_whose_making_is_interrupted_are_whole_or_not_there(tmp_path, mon
 
     monkeypatch.setattr(os, "replace", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        alf.make_cache_tables(tmp_path)
+        one_cache.make_cache_tables(tmp_path)
     assert [file.name for file in tmp_path.glob("*.pqt")] == ["datasets.pqt"]
     assert pd.read_parquet(tmp_path / "datasets.pqt").index.names == ["eid", "id"]
     monkeypatch.undo()
@@ -537,10 +540,10 @@ def test_tables_whose_making_is_interrupted_are_whole_or_not_there(tmp_path, mon
 @pytest.mark.parametrize("table", ["sessions.pqt", "datasets.pqt"])
 def test_a_table_that_is_cut_off_is_one_error_that_says_what_to_delete(tmp_path, table):
     write_session(tmp_path)
-    alf.make_cache_tables(tmp_path)
+    one_cache.make_cache_tables(tmp_path)
     (tmp_path / table).write_bytes((tmp_path / table).read_bytes()[:100])
     with pytest.raises(NEDSError, match=r"tables are damaged .*: delete both, sessions.pqt and datasets.pqt"):
-        alf.open_local(tmp_path)
+        one_cache.open_local(tmp_path)
 
 
 def test_tables_without_uuids_are_damaged(tmp_path):
@@ -549,15 +552,17 @@ def test_tables_without_uuids_are_damaged(tmp_path):
     write_session(tmp_path)
     make_parquet_db(tmp_path, hash_ids=False)  # what a killed process of before left
     with pytest.raises(NEDSError, match="tables are damaged"):
-        alf.list_sessions(alf.open_local(tmp_path))
+        one_cache.list_sessions(one_cache.open_local(tmp_path))
 
 
 def test_two_sessions_keep_to_their_own_files(tmp_path):
     write_session(tmp_path, subject="a")
     late = write_session(tmp_path, subject="b", num_trials=20)
     np.save(late / "_ibl_wheel.position.npy", np.zeros(5000))
-    one = alf.open_local(tmp_path)
-    recordings = {r.subject: r for r in (alf.read_session(one, s, OPTIONS) for s in alf.list_sessions(one))}
+    one = one_cache.open_local(tmp_path)
+    recordings = {
+        r.subject: r for r in (alf.read_session(one, s, OPTIONS) for s in one_cache.list_sessions(one))
+    }
     assert len(recordings["a"].trial_index) == 12 and len(recordings["b"].trial_index) == 20
     assert recordings["a"].continuous["wheel_speed"].max() > 0.9
     assert not recordings["b"].continuous["wheel_speed"].any()
@@ -612,7 +617,7 @@ def change_trials(**columns):
 )
 def test_a_session_that_cannot_be_used_is_named_with_the_reason(tmp_path, spoil, message):
     spoil(write_session(tmp_path))
-    one = alf.open_local(tmp_path)
+    one = one_cache.open_local(tmp_path)
     session = str(one.search()[0])
     with pytest.raises(NEDSError, match=message) as error:
         alf.read_session(one, session, OPTIONS)
@@ -621,7 +626,7 @@ def test_a_session_that_cannot_be_used_is_named_with_the_reason(tmp_path, spoil,
 
 def test_an_unknown_session_is_refused(tmp_path):
     write_session(tmp_path)
-    one = alf.open_local(tmp_path)
+    one = one_cache.open_local(tmp_path)
     for session in ("d23a44ef-1402-4ed7-97f5-47e9a7a504d9", "mouse"):
         with pytest.raises(NEDSError, match=f"session {session} is not known"):
             alf.read_session(one, session, OPTIONS)
@@ -636,9 +641,9 @@ def test_pickled_arrays_are_refused(tmp_path):
 
 def test_a_folder_without_sessions_is_refused(tmp_path):
     with pytest.raises(NEDSError, match="no such folder"):
-        alf.open_local(tmp_path / "nowhere")
+        one_cache.open_local(tmp_path / "nowhere")
     with pytest.raises(NEDSError, match="no ALF session found, expected LAB/Subjects"):
-        alf.open_local(tmp_path)
+        one_cache.open_local(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -646,11 +651,11 @@ def test_a_folder_that_cannot_be_written_to_is_said_to_need_tables(tmp_path):
     write_session(tmp_path)
     (tmp_path / "sessions.pqt").mkdir()  # stands in the way, also for a superuser
     with pytest.raises(NEDSError, match=r"no ONE cache tables .* cannot be written"):
-        alf.open_local(tmp_path)
+        one_cache.open_local(tmp_path)
 
 
 def test_the_paper_has_74_sessions_to_pretrain_on_and_10_held_out():
-    sessions = alf.repeated_site_sessions()
+    sessions = repeated_site_sessions()
     assert {name: len(eids) for name, eids in sessions.items()} == {"pretrain": 74, "held_out": 10}
     assert len({*sessions["pretrain"], *sessions["held_out"]}) == 84
 
@@ -690,4 +695,4 @@ def test_real_trials_are_filtered_as_a_query_does():
 def remake_tables(root: Path) -> None:
     for name in ("sessions.pqt", "datasets.pqt"):
         (root / name).unlink()
-    alf.make_cache_tables(root)
+    one_cache.make_cache_tables(root)

@@ -8,7 +8,7 @@ import pytest
 from scipy.ndimage import gaussian_filter1d
 from small_grids import use_small_grids
 
-from neds_hf.analysis.baselines import METHODS, MULTI_SESSION, linear_baseline, predict_tests
+from neds_hf.analysis.baselines import METHODS, MULTI_SESSION, predict_tests
 from neds_hf.analysis.decoding import decode_continuous
 from neds_hf.data.trials import SessionTrials
 from neds_hf.errors import NEDSError
@@ -35,6 +35,11 @@ def simulated(num_trials, seed=0):
         categorical={"choice": choice},
         classes={"choice": ("right", "left")},
     ), rates
+
+
+def linear_baseline(train, test, seed=0):
+    (predictions,) = predict_tests("linear", [train], [test], seed)
+    return predictions
 
 
 @pytest.fixture(scope="module")

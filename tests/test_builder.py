@@ -9,8 +9,8 @@ from datasets import load_dataset
 from tiny_alf import TRIALS, write_session
 
 import neds_hf  # noqa: F401  registers the dataset
-from neds_hf.data.alf import list_sessions, open_local, read_session
-from neds_hf.data.builder import fingerprint
+from neds_hf.data.alf import read_session
+from neds_hf.data.one_cache import fingerprint, list_sessions, open_local
 from neds_hf.data.schema import ConversionOptions, split_of_trials
 from neds_hf.errors import NEDSError
 

@@ -20,10 +20,9 @@ from tiny_alf import write_session
 from neds_hf.cards.model import write_model_card
 from neds_hf.cards.rendering import origin_in_words
 from neds_hf.cli.main import main
-from neds_hf.data.alf import repeated_site_sessions
-from neds_hf.data.origin import license_of, origins
+from neds_hf.data.folder import write_card
+from neds_hf.data.origin import license_of, origins, repeated_site_sessions
 from neds_hf.data.simulation import simulate
-from neds_hf.data.storage import write_card
 from neds_hf.errors import NEDSError
 from neds_hf.models import NEDSModel, NEDSProcessor
 from neds_hf.training.runs import hub_id

@@ -14,8 +14,9 @@ from tiny_alf import write_session
 
 from neds_hf.cli import build
 from neds_hf.cli.main import run
-from neds_hf.data.alf import list_sessions, open_local, repeated_site_sessions
-from neds_hf.data.storage import summary
+from neds_hf.data.folder import summary
+from neds_hf.data.one_cache import list_sessions, open_local
+from neds_hf.data.origin import repeated_site_sessions
 from neds_hf.errors import NEDSError
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"

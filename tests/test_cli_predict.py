@@ -11,7 +11,7 @@ from small_dataset import SIZES, TRAINING, simulate, write_arrays, write_dataset
 
 from neds_hf.cli.main import main
 from neds_hf.metrics import functional
-from neds_hf.training.fit import score_split
+from neds_hf.training.inference import score_split
 from neds_hf.training.sessions import load_model, open_recordings
 
 

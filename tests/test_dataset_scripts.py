@@ -20,8 +20,7 @@ from hub.server import Hub
 from small_dataset import BINS, write_dataset
 
 from neds_hf.cli.main import main
-from neds_hf.data.alf import list_sessions, open_local
-from neds_hf.data.builder import open_openalyx
+from neds_hf.data.one_cache import list_sessions, open_local, open_openalyx
 from neds_hf.data.schema import ConversionOptions
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "dataset_scripts"

@@ -50,7 +50,7 @@ def no_training(monkeypatch):
         raise AssertionError("trained again")
 
     monkeypatch.setattr(demo, "fit", fail)
-    monkeypatch.setattr(demo, "linear_baseline", fail)
+    monkeypatch.setattr(demo, "predict_tests", fail)
 
 
 def test_every_piece_is_where_the_readme_says(finished, new_mouse):

@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from neds_hf.metrics.functional import bits_per_spike
-from neds_hf.training.fit import split_loader
-from neds_hf.training.inference import Ensemble, score_single_behaviors, translate
+from neds_hf.training.inference import Ensemble, score_single_behaviors, split_loader, translate
 from neds_hf.training.sessions import load_model, open_recordings
 
 BEHAVIORS = ("choice", "block", "wheel_speed", "whisker_motion_energy")

@@ -16,8 +16,7 @@ from neds_hf.cli.main import main
 from neds_hf.data.collator import NEDSCollator
 from neds_hf.errors import NEDSError
 from neds_hf.models import NEDSConfig, NEDSModel, NEDSProcessor
-from neds_hf.training.fit import split_loader
-from neds_hf.training.inference import score_batches
+from neds_hf.training.inference import score_batches, split_loader
 from neds_hf.training.sessions import load_model, open_recordings
 from neds_hf.training.strategies import LORA_RANK, with_adapter
 

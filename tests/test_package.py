@@ -71,7 +71,8 @@ def test_opening_a_dataset_loads_nothing_that_converts():
     script = f"import sys, neds_hf.training.sessions; {names}; import neds_hf.training.fit; {names}"
     loaded, to_train = map(str.split, run(script).splitlines())
     assert "neds_hf.data.trials" in loaded
-    assert {"neds_hf.data.storage", "neds_hf.data.alf", "scipy.signal"}.isdisjoint(loaded)
+    converts = {"neds_hf.data.storage", "neds_hf.data.folder", "neds_hf.data.alf", "scipy.signal"}
+    assert converts.isdisjoint(loaded)
     assert "neds_hf.data.origin" in to_train and "scipy.signal" not in to_train
 
 

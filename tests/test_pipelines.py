@@ -12,8 +12,7 @@ from datasets import load_dataset
 from transformers import AutoModel, AutoProcessor, pipeline
 
 from neds_hf.models import NEDSConfig, NEDSModel, NEDSProcessor
-from neds_hf.training.fit import split_loader
-from neds_hf.training.inference import predict
+from neds_hf.training.inference import predict, split_loader
 from neds_hf.training.sessions import load_model, open_recordings
 
 TASKS = ("neural-encoding", "neural-decoding")

@@ -291,8 +291,6 @@ def test_psths_are_averages_in_hertz_by_condition(tmp_path):
     np.testing.assert_allclose(recorded.get_ydata(), [0, 25, 0])  # one spike in two trials of 20 ms
     np.testing.assert_allclose(predicted.get_ydata(), [5, 5, 5])
     assert saved(figure, tmp_path)
-    together = figures.psths(counts, log_rates, TIMES_S, ["PO 1", "PO 2"], 0.02)
-    np.testing.assert_allclose(together.axes[0].lines[0].get_ydata(), [0, 50 / 3, 0])
 
 
 def test_behavior_traces_have_a_row_a_variable_and_a_column_a_trial(tmp_path):

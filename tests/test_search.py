@@ -13,7 +13,7 @@ import torch
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from transformers import TrainerControl, TrainerState
 
-from neds_hf.analysis.search import search_figure
+from neds_hf.analysis.figures import search_figure
 from neds_hf.data.files import write_json
 from neds_hf.errors import NEDSError
 from neds_hf.training.arguments import NEDSTrainingArguments

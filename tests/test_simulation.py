@@ -14,16 +14,9 @@ import pytest
 from scipy import stats
 
 from neds_hf.cli.simulate import main
-from neds_hf.data import simulated_mouse, simulation
-from neds_hf.data.simulated_mouse import (
-    NUM_BINS,
-    REGIONS,
-    behave,
-    block_priors,
-    fire,
-    p_state_given_behavior,
-    states,
-)
+from neds_hf.data import simulated_neurons, simulation
+from neds_hf.data.simulated_mouse import behave, block_priors, p_state_given_behavior, states
+from neds_hf.data.simulated_neurons import NUM_BINS, REGIONS, fire
 from neds_hf.data.simulation import read_true_rates, session_id, session_path, simulate
 from neds_hf.errors import NEDSError
 
@@ -342,7 +335,7 @@ def test_spikes_are_poisson_with_the_true_rates(long_session):
 
 def test_rates_given_behavior_are_the_mean_over_what_is_not_observed(monkeypatch):
     # Strong, and fast enough that a session averages over them.
-    monkeypatch.setattr(simulated_mouse, "SHARED_FLUCTUATIONS", ((0.25, 0.2, 0.4), (0.25, 0.2, 0.4)))
+    monkeypatch.setattr(simulated_neurons, "SHARED_FLUCTUATIONS", ((0.25, 0.2, 0.4), (0.25, 0.2, 0.4)))
     behavior = behave(np.random.default_rng(1), 600)
     neurons = fire(np.random.default_rng(2), behavior, np.tile(REGIONS, 5))
     rates, given_all = np.exp(neurons.log_rates_behavior), np.exp(neurons.log_rates_full)

@@ -20,8 +20,9 @@ from huggingface_hub import DatasetCard
 from tqdm.auto import tqdm
 
 from neds_hf.data import storage
+from neds_hf.data.folder import summary
 from neds_hf.data.schema import ConversionOptions, Recording, split_of_trials
-from neds_hf.data.storage import Source, convert, summary
+from neds_hf.data.storage import Source, convert
 from neds_hf.errors import NEDSError
 
 # 10 trials of 2 bins of 0.5 s.

@@ -22,7 +22,7 @@ from neds_hf.metrics import functional
 from neds_hf.models import NEDSModel
 from neds_hf.training.arguments import NEDSTrainingArguments
 from neds_hf.training.averaging import common_configuration
-from neds_hf.training.fit import score_split
+from neds_hf.training.inference import score_split
 from neds_hf.training.runs import alone, last_checkpoint, note, start_run
 from neds_hf.training.search import forget_untrained, results_of
 from neds_hf.training.sessions import load_model, open_recordings

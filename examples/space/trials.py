@@ -18,8 +18,7 @@ from neds_hf.cli.predict import from_arrays
 from neds_hf.data.arrays import array_names
 from neds_hf.errors import NEDSError
 from neds_hf.models import NEDSModel, NEDSProcessor
-from neds_hf.training.fit import split_loader
-from neds_hf.training.inference import predict
+from neds_hf.training.inference import predict, split_loader
 from neds_hf.training.sessions import Recordings, check_fits, open_recordings
 
 ON_SCREEN = {"figure.dpi": 200}  # sharp where a page enlarges them

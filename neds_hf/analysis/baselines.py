@@ -46,11 +46,6 @@ def predict_tests(
     return [_OF_ONE_SESSION[method](train, test, seed) for train, test in zip(trains, tests)]
 
 
-def linear_baseline(train: SessionTrials, test: SessionTrials, seed: int = 0) -> Predictions:
-    """`predict_tests` of the linear models, for one session."""
-    return predict_tests("linear", [train], [test], seed)[0]
-
-
 def _average(train: SessionTrials, test: SessionTrials, seed: int) -> Predictions:
     """The average training trial and the share of each class, whatever the test trial."""
     counts = train.spike_counts.astype(np.float32)

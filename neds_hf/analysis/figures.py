@@ -1,4 +1,4 @@
-"""Figures of reports and of brain regions. Every function returns a `Figure` of its own: no global state."""
+"""Figures of reports, regions and searches. Every function returns a `Figure` of its own: no global state."""
 
 from collections.abc import Sequence
 from textwrap import fill
@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm, to_hex
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
 from neds_hf.analysis.comparison import BEHAVIOR_UNITS, SHOWN_TRIALS, SHOWN_UNITS, ShownSession
 from neds_hf.analysis.summary import Estimate, is_headline, metric_label
@@ -113,7 +114,7 @@ def psths(
     times_s: np.ndarray,
     unit_labels: list[str],
     bin_size_s: float,
-    conditions: np.ndarray | None = None,
+    conditions: np.ndarray,
 ) -> Figure:
     """Average trial of every unit, recorded against predicted, a panel a unit.
 
@@ -123,9 +124,8 @@ def psths(
         times_s: (T,) centres of the bins in seconds from the event.
         unit_labels: N titles.
         bin_size_s: Bin width in seconds.
-        conditions: (B,) labels such as choices: trials are averaged apart. None: all trials together.
+        conditions: (B,) labels such as choices: trials are averaged apart.
     """
-    conditions = np.full(len(spike_counts), "all trials") if conditions is None else np.asarray(conditions)
     names = np.unique(conditions)
     figure, panels = _grid(len(unit_labels), num_columns=4, panel_size=(2.3, 1.7))
     for color, name in zip(_colors(len(names)), names):
@@ -280,6 +280,39 @@ def draw_confusion(confusion: pd.DataFrame, title: str) -> Figure:
     panel.set_xticks(places, confusion.columns, rotation=45, ha="right", rotation_mode="anchor")
     panel.set_yticks(places, confusion.index)
     figure.colorbar(image, ax=panel, label="share of the region's units", shrink=0.8)
+    return figure
+
+
+@rc_context(STYLE)
+def search_figure(table: pd.DataFrame, logarithmic: dict[str, bool | None], best: int, metric: str) -> Figure:
+    """The metric on validation against each setting, a point a model.
+
+    Args:
+        table: A row a model: `state` (`complete`, `pruned`, `failed`), `value`, and a column a setting.
+        logarithmic: Setting to whether its scale is; None where it was chosen among values.
+        best: Place of the best model in the table.
+        metric: Name of the value.
+    """
+    figure = Figure(figsize=(max(4.5, 2.1 * len(logarithmic)), 2.8), layout="constrained")
+    panels = figure.subplots(1, len(logarithmic), sharey=True, squeeze=False)[0]
+    for panel, (name, log) in zip(panels, logarithmic.items()):
+        places = table[name]
+        panel.set(xlabel=name.replace("_", " "), xscale="log" if log else "linear")
+        if log is None:
+            choices = sorted(places.unique(), key=lambda choice: (len(choice), choice))
+            places = places.map(choices.index)
+            crowded = (len(choices) - 1) * max(map(len, choices)) > 15  # letters that side by side have room
+            slanted = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"} if crowded else {}
+            panel.set_xticks(range(len(choices)), choices, **slanted)
+            panel.margins(x=0.3)
+        elif places.dtype.kind == "i" and not log:
+            panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+        for state, filled in (("complete", PALETTE[0]), ("pruned", "none")):
+            rows = table["state"] == state
+            panel.scatter(places[rows], table["value"][rows], 18, filled, edgecolors=PALETTE[0])
+        panel.scatter(places[best], table["value"][best], 60, PALETTE[1], marker="*", zorder=3)
+    panels[0].set_ylabel(metric)
+    figure.suptitle("filled: whole trainings, hollow: stopped early, star: the best", fontsize=9)
     return figure
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from neds_hf.analysis.summary import Estimate
+from neds_hf.analysis.summary import Estimate, metric_label
 from neds_hf.data.files import check_content, read_json
 from neds_hf.errors import NEDSError
 from neds_hf.training.runs import RUN_FILE, read_run
@@ -109,6 +109,12 @@ def shared_sessions(runs: list[Run]) -> list[str]:
     return [session for session in runs[0].scores if all(session in run.scores for run in runs)]
 
 
+def metrics_of(runs: list[Run]) -> list[str]:
+    """Metrics that some run has in some session."""
+    everything = (item for run in runs for scores in run.scores.values() for item in scores.items())
+    return list(dict.fromkeys(name for name, value in everything if math.isfinite(value)))
+
+
 def values_of(runs: list[Run], metric: str, sessions: list[str]) -> pd.DataFrame:
     """A metric: a row a session where every run that has the metric at all has it, a column a run."""
     table = pd.DataFrame(
@@ -129,6 +135,11 @@ def means_of(runs: list[Run], metrics: list[str], sessions: list[str]) -> pd.Dat
         values = values_of(runs, metric, sessions)
         columns[metric] = [Estimate(values[run.name]) for run in runs]
     return pd.DataFrame(columns, index=[run.name for run in runs], dtype=object)
+
+
+def labelled(table: pd.DataFrame) -> pd.DataFrame:
+    """A table of runs and metrics with the metrics' names for a reader."""
+    return table.rename(columns=metric_label).rename_axis("run")
 
 
 def differences(runs: list[Run]) -> pd.DataFrame:

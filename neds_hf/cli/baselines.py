@@ -12,19 +12,18 @@ from transformers import TrainerCallback
 from neds_hf.analysis.baselines import METHODS, MULTI_SESSION, Predictions, predict_tests
 from neds_hf.analysis.comparison import score_predictions
 from neds_hf.analysis.report import text_table
-from neds_hf.analysis.runs import Run, means_of
+from neds_hf.analysis.runs import Run, labelled, means_of, metrics_of
 from neds_hf.analysis.summary import grouped, is_headline, summary
 from neds_hf.cli.config import parse_settings
 from neds_hf.cli.pretrain import SETTABLE, PretrainArguments, prepare
-from neds_hf.cli.report import labelled, metrics_of
 from neds_hf.data.files import write_json
 from neds_hf.data.trials import SessionTrials
 from neds_hf.errors import NEDSError
 from neds_hf.metrics.functional import mean_table
 from neds_hf.models.configuration_neds import PRESETS
 from neds_hf.training.arguments import NEDSTrainingArguments, parse_training_arguments, training_parser
-from neds_hf.training.fit import configuration_of, fit, split_loader
-from neds_hf.training.inference import predict
+from neds_hf.training.fit import configuration_of, fit
+from neds_hf.training.inference import predict, split_loader
 from neds_hf.training.runs import finish_run, start_run, write_arrays
 from neds_hf.training.sessions import Recordings, load_model, open_recordings
 
@@ -116,8 +115,8 @@ def run_method(
     """
     folder, split = Path(args.output_dir) / method, arguments.split
     null_trials = recordings.trained_on(args.train_splits)
-    if method not in UNIMODAL:
-        recordings = with_validation(recordings, split)
+    if method not in UNIMODAL and split != "validation":
+        recordings = recordings.with_validation()
     finished = start_run(folder, configuration(method, recordings, arguments, args, settings))
     scores = {}
     for session in recordings.session_ids:
@@ -156,13 +155,6 @@ def has_behavior(trials: SessionTrials) -> bool:
     return any(np.isfinite(values).any() for values in trials.continuous.values()) or any(
         (values >= 0).any() for values in trials.categorical.values()
     )
-
-
-def with_validation(recordings: Recordings, split: str) -> Recordings:
-    """With the validation trials among the training trials, unless they are to be predicted or there are none."""
-    if split == "validation" or "validation" not in recordings.splits:
-        return recordings
-    return recordings.trained_on(["train", "validation"])
 
 
 def configuration(

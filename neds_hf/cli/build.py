@@ -7,11 +7,13 @@ from functools import partial
 from pathlib import Path
 
 from neds_hf.cli.config import use_config
-from neds_hf.data.alf import open_local, repeated_site_sessions
+from neds_hf.data.alf import one_sources
 from neds_hf.data.arrays import array_names, array_sources
-from neds_hf.data.builder import BEHAVIORS, one_sources, open_openalyx
-from neds_hf.data.schema import CAMERAS, NUM_FOLDS, ConversionOptions, check_path
-from neds_hf.data.storage import convert, held_out_sessions, summary
+from neds_hf.data.folder import held_out_sessions, summary
+from neds_hf.data.one_cache import open_local, open_openalyx
+from neds_hf.data.origin import repeated_site_sessions
+from neds_hf.data.schema import CAMERAS, IBL_BEHAVIORS, NUM_FOLDS, ConversionOptions, check_path
+from neds_hf.data.storage import convert
 from neds_hf.errors import NEDSError
 
 REPEATED_SITE = "repeated-site"
@@ -45,8 +47,8 @@ def main(argv: list[str] | None = None) -> None:
         sources = [source for source in sources if source.session in sessions]
     else:
         if args.behaviors:
-            raise NEDSError(f"--behaviors is for --arrays; ALF sessions give {', '.join(BEHAVIORS)}")
-        behaviors = BEHAVIORS
+            raise NEDSError(f"--behaviors is for --arrays; ALF sessions give {', '.join(IBL_BEHAVIORS)}")
+        behaviors = IBL_BEHAVIORS
         if args.alf:
             open_one = partial(open_local, args.alf)
         else:

@@ -15,7 +15,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
-from neds_hf.analysis.baselines import linear_baseline
+from neds_hf.analysis.baselines import predict_tests
 from neds_hf.analysis.comparison import (
     SHOWN_TRIALS,
     SHOWN_UNITS,
@@ -25,12 +25,11 @@ from neds_hf.analysis.comparison import (
 )
 from neds_hf.analysis.report import text_table, write_report
 from neds_hf.cli import finetune, pretrain
-from neds_hf.cli.baselines import with_validation
 from neds_hf.cli.evaluate import score_true_rates
-from neds_hf.data.alf import open_local
-from neds_hf.data.builder import BEHAVIORS, one_sources
+from neds_hf.data.alf import one_sources
 from neds_hf.data.files import read_json, write_json
-from neds_hf.data.schema import ConversionOptions, check_path
+from neds_hf.data.one_cache import open_local
+from neds_hf.data.schema import IBL_BEHAVIORS, ConversionOptions, check_path
 from neds_hf.data.simulation import SimulationOptions, simulate
 from neds_hf.data.storage import convert
 from neds_hf.errors import NEDSError, require
@@ -38,8 +37,8 @@ from neds_hf.metrics.functional import mean_table
 from neds_hf.models import NEDSModel, NEDSProcessor
 from neds_hf.models.configuration_neds import PRESETS
 from neds_hf.training.arguments import NEDSTrainingArguments
-from neds_hf.training.fit import fit, split_loader
-from neds_hf.training.inference import TASKS, predict
+from neds_hf.training.fit import fit
+from neds_hf.training.inference import TASKS, predict, split_loader
 from neds_hf.training.runs import environment, finish_run, start_run, write_arrays
 from neds_hf.training.sessions import Recordings, load_model, open_recordings
 
@@ -175,7 +174,7 @@ def build(alf: Path, out: Path, held_out: list[str], workers: int) -> Recordings
     """The dataset of all sessions of a ONE cache."""
     options = ConversionOptions()
     sources = one_sources(partial(open_local, alf), options)
-    convert(out, sources, options, BEHAVIORS, held_out, workers)
+    convert(out, sources, options, IBL_BEHAVIORS, held_out, workers)
     return open_recordings(out)
 
 
@@ -207,8 +206,8 @@ def baseline(file: Path, recording: Recordings, seed: int) -> dict[str, np.ndarr
             return predictions
     (eid,) = recording.session_ids
     # NEDS chooses a checkpoint on the validation trials; linear models learn from them, as in `neds baselines`.
-    train = with_validation(recording, "test").trials(eid, "train")
-    predictions = linear_baseline(train, recording.trials(eid, "test"), seed)
+    train = recording.with_validation().trials(eid, "train")
+    (predictions,) = predict_tests("linear", [train], [recording.trials(eid, "test")], seed)
     write_arrays(file, data_fingerprint=np.array(recording.fingerprint), **predictions)
     return predictions
 

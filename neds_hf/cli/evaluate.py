@@ -4,21 +4,24 @@ import argparse
 import sys
 from pathlib import Path
 
-import numpy as np
-
 from neds_hf.analysis.comparison import score_predictions
 from neds_hf.analysis.report import text_table
 from neds_hf.analysis.summary import grouped, score_table, summary
 from neds_hf.data.files import write_json
 from neds_hf.data.schema import SPLITS
-from neds_hf.data.simulated_mouse import BIN_SIZE_S, NUM_BINS, WINDOW_START_S
+from neds_hf.data.simulated_neurons import BIN_SIZE_S, NUM_BINS, WINDOW_START_S
 from neds_hf.data.simulation import read_true_rates
 from neds_hf.errors import NEDSError
 from neds_hf.models import NEDSProcessor
-from neds_hf.training.fit import split_loader
-from neds_hf.training.inference import score, score_single_behaviors
+from neds_hf.training.inference import load_models, score, score_single_behaviors, split_loader
 from neds_hf.training.runs import check_output, environment
-from neds_hf.training.sessions import Recordings, check_bins, known_recordings, load_models, open_recordings
+from neds_hf.training.sessions import (
+    Recordings,
+    check_bins,
+    known_recordings,
+    open_recordings,
+    trained_on_others,
+)
 
 TITLES = {"encoding": "Encoding, spikes from behaviour", "decoding": "Decoding, behaviour from spikes"}
 
@@ -87,33 +90,6 @@ def main(argv: list[str] | None = None) -> None:
     names = dict.fromkeys(name for metrics in scores.values() for name in metrics)
     for group, metrics in grouped(names).items():
         print(f"{TITLES[group]}\n\n{text_table(score_table(scores, metrics), heading_width=10)}\n")
-
-
-def trained_on_others(processor: NEDSProcessor, recordings: Recordings, split: str) -> list[str]:
-    """Sessions whose mean counts in the model, where known, are those of no trials to train on in the dataset.
-
-    To train on are the train split, alone or with the validation split, where these are not what is scored.
-    """
-    return [
-        session
-        for session in recordings.session_ids
-        if split != "train"
-        and not _trained_on_these(processor.mean_counts(session), recordings, session, split)
-    ]
-
-
-def _trained_on_these(mean_counts: np.ndarray, recordings: Recordings, session: str, split: str) -> bool:
-    if np.isnan(mean_counts).all():  # of a converted model: not known
-        return True
-    counts = []
-    for name in SPLITS[: SPLITS.index(split)]:
-        try:
-            counts.append(recordings.trials(session, name).spike_counts)
-        except NEDSError:  # the dataset has none
-            break
-        if np.allclose(np.concatenate(counts).mean((0, 1)), mean_counts, rtol=0, atol=1e-6):
-            return True
-    return False
 
 
 def score_true_rates(

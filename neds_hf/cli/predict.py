@@ -10,10 +10,9 @@ from neds_hf.data.arrays import array_names, read_arrays
 from neds_hf.data.schema import IBL_BEHAVIORS, SPLITS
 from neds_hf.errors import NEDSError
 from neds_hf.models import NEDSProcessor
-from neds_hf.training.fit import split_loader
-from neds_hf.training.inference import TASKS, predict
+from neds_hf.training.inference import TASKS, load_models, predict, split_loader
 from neds_hf.training.runs import check_output, write_arrays
-from neds_hf.training.sessions import check_bins, known_recordings, load_models, open_recordings
+from neds_hf.training.sessions import check_bins, known_recordings, open_recordings
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -48,8 +48,7 @@ def main(argv: list[str] | None = None) -> None:
     model, processor = load_model(arguments.model)
     recordings = open_recordings(arguments.dataset)
     recordings = known_recordings(recordings, processor, arguments.model, arguments.session)
-    if "validation" in recordings.splits:  # a model may have learned from both; so do the statistics
-        recordings = recordings.trained_on(["train", "validation"])
+    recordings = recordings.with_validation()  # a model may have learned from both; so do the statistics
     try:
         regions, left_out = unit_regions(
             recordings.units, arguments.mapping, groups, arguments.regions, arguments.min_units

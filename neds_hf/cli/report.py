@@ -7,7 +7,17 @@ import numpy as np
 import pandas as pd
 
 from neds_hf.analysis.report import text_table, write_report
-from neds_hf.analysis.runs import Run, cautions, differences, means_of, read_runs, shared_sessions, values_of
+from neds_hf.analysis.runs import (
+    Run,
+    cautions,
+    differences,
+    labelled,
+    means_of,
+    metrics_of,
+    read_runs,
+    shared_sessions,
+    values_of,
+)
 from neds_hf.analysis.summary import grouped, is_headline, metric_label
 from neds_hf.errors import NEDSError, require
 from neds_hf.training.runs import check_output
@@ -71,16 +81,6 @@ ABOUT_SETTINGS = (
     "Those that are not the same in all runs that have them, and those that only some runs of a command name: "
     "in the others they have their default."
 )
-
-
-def metrics_of(runs: list[Run]) -> list[str]:
-    """Metrics that some run has in some session."""
-    everything = (item for run in runs for scores in run.scores.values() for item in scores.items())
-    return list(dict.fromkeys(name for name, value in everything if np.isfinite(value)))
-
-
-def labelled(table: pd.DataFrame) -> pd.DataFrame:
-    return table.rename(columns=metric_label).rename_axis("run")
 
 
 def about_means(runs: list[Run], metrics: list[str], shared: list[str]) -> str:

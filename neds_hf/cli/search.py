@@ -7,7 +7,7 @@ from functools import partial
 from os.path import isfile
 from pathlib import Path
 from shutil import rmtree
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
 import yaml
 from transformers import HfArgumentParser, TrainerCallback
@@ -27,6 +27,9 @@ from neds_hf.training.arguments import (
 from neds_hf.training.fit import configuration_of
 from neds_hf.training.runs import alone, fingerprint_of, finish_run, start_run
 from neds_hf.training.sessions import load_model
+
+if TYPE_CHECKING:
+    from optuna import Study
 
 # The paper's, arXiv 2504.08201; examples/configs/search.yaml has the same, and what is the same for all models.
 FINETUNING_RANGES = {
@@ -119,7 +122,6 @@ def main(argv: list[str] | None = None) -> None:
     if arguments.backend == "ray":
         require("the search", "ray", "ray")
     require("the search", "search", "optuna", "matplotlib")
-    from neds_hf.analysis.search import search_figure
     from neds_hf.training import search as searches
 
     ranges, num_models, where = asked_for(command, arguments, argv)
@@ -161,27 +163,41 @@ def main(argv: list[str] | None = None) -> None:
             search_on_ray(study, models, folder, num_models, partial(train, argv), arguments.pruner)
         else:
             searches.search(study, models, folder, num_models, partial(train, argv))
-        logarithmic = {name: getattr(distribution, "log", None) for name, distribution in space.items()}
-        best, table = searches.best_of(study), searches.table_of(study)
-        figure = search_figure(table, logarithmic, best.number, args.metric_for_best_model)
-        figure.savefig(folder / "search.png", dpi=150)
+        keep_best(study, space, folder, argv, args)
 
-        print(f"best: model {best.number + 1}, {args.metric_for_best_model} {best.value:.4f} on validation")
-        print("its settings:", *words_of(searches.settings_of(best)))
-        place = folder / "best"
-        if study.user_attrs.get("trained_anew") != best.number:
-            rmtree(place, ignore_errors=True)
-            study.set_user_attr("trained_anew", best.number)
-        if searches.results_of(place) is None:
-            print_scores(train(argv, searches.settings_of(best), place, push=args.push_to_hub))
-        results = {
-            "states": table["state"].value_counts().to_dict(),
-            "best": best.number,
-            "settings": best.params,
-            "best_validation": best.value,
-            "test": searches.results_of(place)["test"],
-        }
-        finish_run(folder, results)
+
+def keep_best(
+    study: "Study", space: dict, folder: Path, argv: list[str], args: NEDSTrainingArguments
+) -> None:
+    """Draw the models of a search, train the best one's settings anew into `best`, and note how it ended.
+
+    Raises:
+        NEDSError: No model could be trained.
+    """
+    from neds_hf.analysis.figures import search_figure  # needs matplotlib
+    from neds_hf.training import search as searches
+
+    logarithmic = {name: getattr(distribution, "log", None) for name, distribution in space.items()}
+    best, table = searches.best_of(study), searches.table_of(study)
+    figure = search_figure(table, logarithmic, best.number, args.metric_for_best_model)
+    figure.savefig(folder / "search.png", dpi=150)
+
+    print(f"best: model {best.number + 1}, {args.metric_for_best_model} {best.value:.4f} on validation")
+    print("its settings:", *words_of(searches.settings_of(best)))
+    place = folder / "best"
+    if study.user_attrs.get("trained_anew") != best.number:
+        rmtree(place, ignore_errors=True)
+        study.set_user_attr("trained_anew", best.number)
+    if searches.results_of(place) is None:
+        print_scores(train(argv, searches.settings_of(best), place, push=args.push_to_hub))
+    results = {
+        "states": table["state"].value_counts().to_dict(),
+        "best": best.number,
+        "settings": best.params,
+        "best_validation": best.value,
+        "test": searches.results_of(place)["test"],
+    }
+    finish_run(folder, results)
 
 
 def parser_of(argv: list[str]) -> tuple[str, HfArgumentParser]:

@@ -138,7 +138,7 @@ def wheel_speed(timestamps_s: np.ndarray, position_rad: np.ndarray) -> tuple[np.
         NEDSError: Lengths differ, values are not finite, times go back, or less than 0.1 s or more than
             `MAX_WHEEL_S` is recorded.
     """
-    from scipy.signal import butter, sosfiltfilt  # slow to import, and every training imports this file
+    from scipy.signal import butter, sosfiltfilt  # slow to import, and `neds predict` imports this file
 
     sampling_rate_hz, corner_hz, order = 1000, 20, 8
     timestamps_s, position_rad = np.asarray(timestamps_s, float), np.asarray(position_rad, float)

@@ -1,106 +1,31 @@
-"""Sessions of a ONE cache as a dataset: for ``neds build``, and as ``load_dataset("ibl_repeated_site")``."""
+"""``load_dataset("ibl_repeated_site")``: a ONE cache as a dataset."""
 
 import hashlib
 import multiprocessing
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import ArrowBasedBuilder, BuilderConfig, DatasetInfo, SplitGenerator
 from datasets.builder import Key
 
-from neds_hf.data.alf import list_sessions, open_local, read_session, repeated_site_sessions
+from neds_hf.data.alf import one_sources
+from neds_hf.data.one_cache import fingerprint, list_sessions, open_local
+from neds_hf.data.origin import repeated_site_sessions
 from neds_hf.data.schema import (
-    CONFIGS,
     IBL_BEHAVIORS,
-    IBL_CLASSES,
     SESSION_FEATURES,
     SPLITS,
     UNIT_FEATURES,
-    Behaviors,
     ConversionOptions,
-    Recording,
     trial_features,
 )
-from neds_hf.data.storage import Source, convert, trial_files
-from neds_hf.errors import NEDSError, one_line
-
-if TYPE_CHECKING:
-    from one.api import One
-
-BEHAVIORS: Behaviors = {name: IBL_CLASSES.get(name) for name in IBL_BEHAVIORS}
-
-
-def one_sources(
-    open_one: Callable[[], "One"], options: ConversionOptions, sessions: Iterable[str] | None = None
-) -> list[Source]:
-    """Sessions (default: all) of a ONE cache, for `storage.convert`.
-
-    A session that is asked for but not there fails only when it is read, and so is counted as dropped.
-
-    Args:
-        open_one: Opens the cache; must be picklable, as every process opens its own.
-
-    Raises:
-        NEDSError: There is no session.
-    """
-    one = open_one()
-    there = list_sessions(one)
-    sessions = there if sessions is None else list(sessions)
-    if not sessions:
-        raise NEDSError(f"{one.cache_dir}: no session in its ONE cache tables")
-    return [
-        Source(
-            session=session,
-            fingerprint=_session_fingerprint(one, session) if session in there else "not in the cache",
-            read=partial(_read, open_one, session, options),
-        )
-        for session in sessions
-    ]
-
-
-def open_openalyx(cache_dir: Path | None) -> "One":
-    """The public IBL server, downloading into `cache_dir` (default: ONE's own folder).
-
-    Raises:
-        NEDSError: The server cannot be reached.
-    """
-    from one.api import ONE
-
-    url = "https://openalyx.internationalbrainlab.org"
-    try:
-        return ONE(
-            base_url=url, username="intbrainlab", password="international", silent=True, cache_dir=cache_dir
-        )
-    except OSError as error:
-        raise NEDSError(f"{url}: the server cannot be reached ({one_line(error)})") from None
-
-
-def _read(open_one: Callable[[], "One"], session: str, options: ConversionOptions) -> Recording:
-    try:
-        return read_session(open_one(), session, options)
-    except OSError as error:
-        raise NEDSError(f"{session}: cannot be read ({error})") from None
-
-
-def _session_fingerprint(one: "One", session: str) -> str:
-    """Of the files on disk, or of the server's table of datasets where they still have to be downloaded."""
-    if one.offline:
-        return fingerprint(one.eid2path(session))
-    table = one.list_datasets(session, details=True)
-    return hashlib.sha256(table[["rel_path", "file_size", "hash"]].to_csv().encode()).hexdigest()
-
-
-def fingerprint(folder: Path) -> str:
-    """Changes whenever a file below the folder is added, removed, resized or written."""
-    files = sorted(path for path in Path(folder).rglob("*") if path.is_file() and path.name[0] != ".")
-    stats = [(file.relative_to(folder).as_posix(), file.stat()) for file in files]
-    lines = [f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in stats]
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+from neds_hf.data.storage import convert
+from neds_hf.errors import NEDSError
 
 
 @dataclass
@@ -135,7 +60,9 @@ class IBLRepeatedSite(ArrowBasedBuilder):
     """
 
     BUILDER_CONFIG_CLASS = IBLConfig
-    BUILDER_CONFIGS: ClassVar = [IBLConfig(name=name) for name in (*CONFIGS, "pretrain", "held_out")]
+    BUILDER_CONFIGS: ClassVar = [
+        IBLConfig(name=name) for name in ("trials", "units", "sessions", "pretrain", "held_out")
+    ]
     DEFAULT_CONFIG_NAME = "trials"
 
     def __init__(
@@ -157,7 +84,7 @@ class IBLRepeatedSite(ArrowBasedBuilder):
 
     def _info(self) -> DatasetInfo:
         tables = {"units": UNIT_FEATURES, "sessions": SESSION_FEATURES}
-        return DatasetInfo(features=tables.get(self.config.name) or trial_features(BEHAVIORS))
+        return DatasetInfo(features=tables.get(self.config.name) or trial_features(IBL_BEHAVIORS))
 
     def _split_generators(self, dl_manager) -> list[SplitGenerator]:
         name, options = self.config.name, self.config.options
@@ -172,11 +99,15 @@ class IBLRepeatedSite(ArrowBasedBuilder):
         digest = hashlib.sha256(f"{self.hash} {options}".encode()).hexdigest()
         out = Path(self._cache_dir_root) / self.dataset_name / "converted" / digest[:16]
         workers = dl_manager.download_config.num_proc or 1
-        convert(out, one_sources(open_one, options, sessions), options, BEHAVIORS, workers=workers)
+        convert(out, one_sources(open_one, options, sessions), options, IBL_BEHAVIORS, workers=workers)
         if name in ("units", "sessions"):
-            files = {"train": [file for s in sessions if (file := out / name / f"{s}.parquet").exists()]}
+            folders = {"train": out / name}
         else:
-            files = {split: trial_files(out, split, sessions) for split in SPLITS}
+            folders = {split: out / "trials" / split for split in SPLITS}
+        files = {
+            split: [file for s in sessions if (file := folder / f"{s}.parquet").exists()]
+            for split, folder in folders.items()
+        }
         return [SplitGenerator(name=split, gen_kwargs={"files": paths}) for split, paths in files.items()]
 
     def _generate_tables(self, files: list[Path]) -> Iterator[tuple[Key, pa.Table]]:

@@ -1,11 +1,12 @@
-"""Whether sessions of a dataset are simulated or real, and under which licence they are."""
+"""Whether sessions of a dataset are simulated, real or the paper's own, and under which licence they are."""
 
 import json
 from collections import Counter
+from importlib import resources
 
 import pandas as pd
+import yaml
 
-from neds_hf.data.alf import repeated_site_sessions
 from neds_hf.data.schema import SIMULATED_LAB
 
 
@@ -27,6 +28,12 @@ def license_of(sessions: pd.DataFrame) -> str:
         return "apache-2.0"
     public = {session for part in repeated_site_sessions().values() for session in part}
     return "cc-by-4.0" if public.issuperset(sessions["session"]) else "unknown"
+
+
+def repeated_site_sessions() -> dict[str, list[str]]:
+    """Ids of the IBL repeated-site sessions of the paper: 74 to `pretrain` on, 10 `held_out`."""
+    listing = resources.files("neds_hf.data").joinpath("repeated_site_sessions.yaml")
+    return yaml.safe_load(listing.read_text())
 
 
 def _origin(lab: str, provenance: dict) -> str:

@@ -18,20 +18,19 @@ from neds_hf.errors import NEDSError
 SPLITS = ("train", "validation", "test")
 NUM_FOLDS = 5  # a test part is one of them
 VALIDATION_FRACTION = 0.1
-CONFIGS = ("trials", "units", "sessions")
 CAMERAS = ("left", "right")
 SIMULATED_LAB = "simlab"  # of `neds simulate`; no recording is from a lab of that name
 
 # Columns of the `trials` table that are not behaviours.
 TRIAL_COLUMNS = ("session", "trial_index", "num_units", "spike_counts")
 
-# Classes of the IBL's categorical behaviours, in class order. `choice` is stored by IBL as -1 (the wheel
-# turned for a stimulus on the right) and +1 (left); `block` as the prior probability of a left stimulus.
-IBL_CLASSES = {"choice": ("right", "left"), "block": ("0.2", "0.5", "0.8")}
-IBL_BEHAVIORS = ("choice", "block", "wheel_speed", "whisker_motion_energy")
-
 # Name of each behaviour to its class names, or to None for a continuous one.
 Behaviors = dict[str, tuple[str, ...] | None]
+
+# `choice` is stored by IBL as -1 (the wheel turned for a stimulus on the right) and +1 (left); `block` as the
+# prior probability of a left stimulus.
+IBL_CLASSES = {"choice": ("right", "left"), "block": ("0.2", "0.5", "0.8")}
+IBL_BEHAVIORS: Behaviors = {**IBL_CLASSES, "wheel_speed": None, "whisker_motion_energy": None}
 
 
 @dataclass(frozen=True)

@@ -22,20 +22,11 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from neds_hf.data.alf import make_cache_tables, uuid_of
 from neds_hf.data.files import read_json, write_json
+from neds_hf.data.one_cache import make_cache_tables, uuid_of
 from neds_hf.data.schema import SIMULATED_LAB
-from neds_hf.data.simulated_mouse import (
-    BIN_SIZE_S,
-    GRID_S,
-    NUM_BINS,
-    REGIONS,
-    WHEEL_STEP_S,
-    WINDOW_START_S,
-    Behavior,
-    behave,
-    fire,
-)
+from neds_hf.data.simulated_mouse import GRID_S, WHEEL_STEP_S, Behavior, behave
+from neds_hf.data.simulated_neurons import BIN_SIZE_S, NUM_BINS, REGIONS, WINDOW_START_S, fire
 from neds_hf.data.workers import outcomes
 from neds_hf.errors import NEDSError, require
 
@@ -167,7 +158,7 @@ def read_true_rates(path: str | Path, trial_index: np.ndarray, uuids: Sequence[s
 
     Returns:
         `log_rates_full`, given everything, and `log_rates_behavior`, given only choice, block, wheel and
-        whiskers of the trial (`simulated_mouse.fire` says how): (B, T, N) float32.
+        whiskers of the trial (`simulated_neurons.fire` says how): (B, T, N) float32.
 
     Raises:
         NEDSError: No such file, trial or unit.

@@ -6,12 +6,10 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
-from torch.utils.data import DataLoader
 from transformers import TrainerCallback
 from transformers.utils import logging
 
 from neds_hf.cards.model import write_model_card
-from neds_hf.data.collator import ArrowTrials, NEDSCollator
 from neds_hf.data.files import write_json, writing
 from neds_hf.data.origin import license_of, origins
 from neds_hf.errors import NEDSError, one_line
@@ -19,7 +17,7 @@ from neds_hf.metrics.functional import mean_table
 from neds_hf.models.modeling_neds import NEDSModel
 from neds_hf.models.processing_neds import NEDSProcessor
 from neds_hf.training.arguments import NEDSTrainingArguments
-from neds_hf.training.inference import score, sums_of
+from neds_hf.training.inference import score_split, sums_of
 from neds_hf.training.runs import alone, finish_run, hub_id, last_checkpoint, note, start_run
 from neds_hf.training.sessions import Recordings
 from neds_hf.training.strategies import GradualUnfreezing
@@ -181,21 +179,3 @@ def described(recordings: Recordings) -> dict:
         "units": int(sessions["num_units"].sum()),
         "trials": {name: len(split) for name, split in recordings.splits.items()},
     }
-
-
-def split_loader(
-    processor: NEDSProcessor, recordings: Recordings, split: str, batch_size: int = 64
-) -> DataLoader:
-    """Batches of a split, in the order of its table."""
-    return DataLoader(
-        ArrowTrials(recordings.split(split)),
-        batch_size=batch_size,
-        collate_fn=NEDSCollator(processor, recordings.features),
-    )
-
-
-def score_split(
-    model: NEDSModel, processor: NEDSProcessor, recordings: Recordings, split: str, batch_size: int = 64
-) -> dict[str, dict[str, float]]:
-    """Session to its metrics on a split."""
-    return score(model, processor, split_loader(processor, recordings, split, batch_size), f"score {split}")

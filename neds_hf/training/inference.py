@@ -1,4 +1,4 @@
-"""Encoding and decoding of whole splits."""
+"""Encoding and decoding of whole splits, by one model or several."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -10,9 +10,12 @@ from torch import nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
+from neds_hf.data.collator import ArrowTrials, NEDSCollator
+from neds_hf.errors import NEDSError
 from neds_hf.metrics.sums import SessionSums
 from neds_hf.models.modeling_neds import NEDSModel, NEDSOutput
 from neds_hf.models.processing_neds import NEDSProcessor
+from neds_hf.training.sessions import Recordings, load_model
 
 TASKS = ("encoding", "decoding")
 
@@ -52,6 +55,32 @@ class Ensemble(nn.Module):
 def _log_mean_exp(logs: torch.Tensor) -> torch.Tensor:
     """Over the first axis."""
     return logs.logsumexp(0) - math.log(len(logs))
+
+
+def load_models(sources: Sequence[str]) -> tuple[NEDSModel | Ensemble, NEDSProcessor]:
+    """One model as by `load_model`, or several that predict together.
+
+    Raises:
+        NEDSError: One cannot be loaded, or they are not of the same sessions, units and scales.
+    """
+    models, processors = zip(*(load_model(source) for source in sources))
+    for source, processor in zip(sources, processors):
+        if processor.to_dict() != processors[0].to_dict():
+            raise NEDSError(
+                f"{source} and {sources[0]} cannot predict together: sessions, units or scales are not the same"
+            )
+    return models[0] if len(models) == 1 else Ensemble(models), processors[0]
+
+
+def split_loader(
+    processor: NEDSProcessor, recordings: Recordings, split: str, batch_size: int = 64
+) -> DataLoader:
+    """Batches of a split, in the order of its table."""
+    return DataLoader(
+        ArrowTrials(recordings.split(split)),
+        batch_size=batch_size,
+        collate_fn=NEDSCollator(processor, recordings.features),
+    )
 
 
 @torch.no_grad()
@@ -131,6 +160,13 @@ def score(
         for session in processor.session_ids
         if session in sums
     }
+
+
+def score_split(
+    model: NEDSModel, processor: NEDSProcessor, recordings: Recordings, split: str, batch_size: int = 64
+) -> dict[str, dict[str, float]]:
+    """Session to its metrics on a split."""
+    return score(model, processor, split_loader(processor, recordings, split, batch_size), f"score {split}")
 
 
 def score_single_behaviors(

@@ -1,7 +1,7 @@
 """Sessions of a dataset and of a model: opening the one, and bringing the other new animals."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,7 +22,6 @@ from neds_hf.errors import NEDSError, one_line, require
 from neds_hf.models.configuration_neds import CHECKPOINTS, IBL_MODALITIES, NEDSConfig
 from neds_hf.models.modeling_neds import NEDSModel
 from neds_hf.models.processing_neds import NEDSProcessor, check_processor
-from neds_hf.training.inference import Ensemble
 from neds_hf.training.runs import RUN_FILE, fingerprint_of, read_run
 
 # What a model is loaded from.
@@ -97,6 +96,10 @@ class Recordings:
         train = datasets.concatenate_datasets([self.split(name) for name in splits])
         rest = {name: split for name, split in self.splits.items() if name not in {"train", *splits}}
         return replace(self, splits={"train": train, **rest})
+
+    def with_validation(self) -> "Recordings":
+        """The same trials, with those of the validation split, where there is one, as training trials."""
+        return self.trained_on(["train", "validation"]) if "validation" in self.splits else self
 
     def trials(self, session: str, split: str) -> SessionTrials:
         """Trials of one session in one split."""
@@ -233,21 +236,6 @@ def load_model(source: str, settings: dict | None = None) -> tuple[NEDSModel, NE
     return model.to("cuda" if torch.cuda.is_available() else "cpu"), processor
 
 
-def load_models(sources: Sequence[str]) -> tuple[NEDSModel | Ensemble, NEDSProcessor]:
-    """One model as by `load_model`, or several that predict together.
-
-    Raises:
-        NEDSError: One cannot be loaded, or they are not of the same sessions, units and scales.
-    """
-    models, processors = zip(*(load_model(source) for source in sources))
-    for source, processor in zip(sources, processors):
-        if processor.to_dict() != processors[0].to_dict():
-            raise NEDSError(
-                f"{source} and {sources[0]} cannot predict together: sessions, units or scales are not the same"
-            )
-    return models[0] if len(models) == 1 else Ensemble(models), processors[0]
-
-
 def _load_adapter(source: str, base: str, settings: dict | None) -> tuple[NEDSModel, NEDSProcessor]:
     require(f"{source} is an adapter, which", "lora", "peft")
     from peft import PeftModel
@@ -378,6 +366,33 @@ def check_fits(processor: NEDSProcessor, recordings: Recordings) -> None:
                     f"session {session} has other units in {recordings.source} than in the model: "
                     f"{len(found)} there, {len(expected)} in the model, {len(set(found) & set(expected))} of both"
                 )
+
+
+def trained_on_others(processor: NEDSProcessor, recordings: Recordings, split: str) -> list[str]:
+    """Sessions whose mean counts in the model, where known, are those of no trials to train on in the dataset.
+
+    To train on are the train split, alone or with the validation split, where these are not what is scored.
+    """
+    return [
+        session
+        for session in recordings.session_ids
+        if split != "train"
+        and not _trained_on_these(processor.mean_counts(session), recordings, session, split)
+    ]
+
+
+def _trained_on_these(mean_counts: np.ndarray, recordings: Recordings, session: str, split: str) -> bool:
+    if np.isnan(mean_counts).all():  # of a converted model: not known
+        return True
+    counts = []
+    for name in SPLITS[: SPLITS.index(split)]:
+        try:
+            counts.append(recordings.trials(session, name).spike_counts)
+        except NEDSError:  # the dataset has none
+            break
+        if np.allclose(np.concatenate(counts).mean((0, 1)), mean_counts, rtol=0, atol=1e-6):
+            return True
+    return False
 
 
 def known_recordings(
