@@ -5,15 +5,18 @@
 Where a file's name ends so, the program has written what comes before it and nothing else, however fast it runs.
 """
 
+import multiprocessing
 import os
 import runpy
 import signal
 import sys
 from pathlib import Path
 
-from forked import SERVER
-
 from neds_hf.cli.main import run
+
+# Its processes begin with the imports done, once for all of them.
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(["neds_hf.cli.baselines", "neds_hf.cli.search"])
 
 
 def killed_on_writing(ending: str, command: str, argv: list[str], folder: Path | None = None) -> None:
