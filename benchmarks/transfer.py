@@ -13,7 +13,6 @@ from pathlib import Path
 import pandas as pd
 from common import (
     ALONE,
-    COUNTS,
     HERE,
     METRICS,
     TRAINED_ON,
@@ -32,7 +31,7 @@ from neds_hf.data.schema import NUM_FOLDS
 from neds_hf.training.sessions import open_recordings
 
 CSV = HERE / "transfer.csv"
-PRETRAINING = ("--learning_rate", "3e-3", "--num_train_epochs", 120, *COUNTS)
+PRETRAINING = ("--learning_rate", "3e-3", "--num_train_epochs", 120)
 FINE_TUNING = ("--learning_rate", "1e-3", "--num_train_epochs", 60, "--unit_weight_decay", 3)  # the defaults
 BASELINES = ("linear", "reduced_rank", "reduced_rank_multi_session", "poisson_glm")
 TRAINED = ("alone", "fine-tuned")
@@ -60,7 +59,7 @@ def measure(recordings: list[Path], output: Path, num_new: int, seeds: list[int]
             for seed in seeds:
                 what = ("--dataset", dataset, "--seed", seed, *TRAINED_ON)
                 for method, command, more in (
-                    ("alone", "pretrain", ("--sessions", session, *ALONE, *COUNTS)),
+                    ("alone", "pretrain", ("--sessions", session, *ALONE)),
                     (
                         "fine-tuned",
                         "finetune",
