@@ -2,9 +2,8 @@
 
     python benchmarks/folds.py --recording dy016.npz --output fold_runs
 
-All learn from the training and validation trials of a fold; one NEDS is pretrained on simulated mice, with
-the seed of its fine-tuning. Writes `folds.csv` beside this file and its table into RESULTS.md. What is finished
-is not repeated.
+All learn from the training and validation trials of a fold; two NEDS are pretrained on simulated mice. Writes
+`folds.csv` beside this file and its table into RESULTS.md. What is finished is not repeated.
 """
 
 from pathlib import Path
@@ -42,17 +41,20 @@ NEDS = {
     "NEDS, no roots": ("neds-counts", COUNTS),
     "NEDS, no roots, in bf16": ("neds-bf16", ("--bf16", *COUNTS)),
 }
-# The one with smoothed labels, fine-tuned from a model of simulated mice.
-FROM_MICE = "NEDS, pretrained on simulated mice"
-MICE = ("--sessions", 12, "--trials", 400, "--units", 120, "--seed", 21)
-PRETRAINING = ("--learning_rate", "3e-3", "--num_train_epochs", 60)
+# The one with smoothed labels, fine-tuned from models of simulated mice. Name to that of the folders of its runs,
+# number of mice, epochs of pretraining, and whether every seed has one of its own.
+FROM_MICE = {
+    "NEDS, pretrained on 12 simulated mice": ("neds-from-12-mice", 12, 60, True),
+    "NEDS, pretrained on 36 simulated mice": ("neds-from-36-mice", 36, 40, False),
+}
+MICE = ("--trials", 400, "--units", 120, "--seed", 21)
 FINE_TUNING = (
     *("--learning_rate", "1e-3", "--num_train_epochs", 200, "--unit_weight_decay", 0.3, "--mixup", 0.3),
     *("--set", "label_smoothing=0.2"),
 )
 # Those of which the seeds' predictions are averaged, and which are compared with the best baseline.
 SEVERAL = {name: folder for name, (folder, _) in NEDS.items() if "bf16" not in name}
-SEVERAL[FROM_MICE] = "neds-from-mice"
+SEVERAL |= {name: folder for name, (folder, *_) in FROM_MICE.items()}
 ENSEMBLES = {f"{name}, seeds averaged": folder for name, folder in SEVERAL.items()}
 COMPARED = (*SEVERAL, *ENSEMBLES)
 
@@ -74,12 +76,15 @@ def measure(recording: Path, output: Path, seeds: list[int]) -> pd.DataFrame:
                 run = output / f"fold-{fold}" / f"{name}-{seed}"
                 metrics = scores_of_training(dataset, run, seed, *more)
                 rows.append({"method": method, "fold": fold, "seed": seed, **metrics})
-        for seed in seeds:
-            mice = model_of_mice(output / "mice", window, seed)
-            what = ("--model", mice, "--dataset", dataset, "--session", session, "--seed", seed)
-            run = output / f"fold-{fold}" / f"{SEVERAL[FROM_MICE]}-{seed}"
-            metrics = scores_of_run(run, "finetune", *what, *TRAINED_ON, *FINE_TUNING)
-            rows.append({"method": FROM_MICE, "fold": fold, "seed": seed, **metrics})
+        for method, (name, num_mice, epochs, each) in FROM_MICE.items():
+            for seed in seeds:
+                mice = model_of_mice(
+                    output / f"mice-{num_mice}", window, num_mice, epochs, seed if each else 0
+                )
+                what = ("--model", mice, "--dataset", dataset, "--session", session, "--seed", seed)
+                run = output / f"fold-{fold}" / f"{name}-{seed}"
+                metrics = scores_of_run(run, "finetune", *what, *TRAINED_ON, *FINE_TUNING)
+                rows.append({"method": method, "fold": fold, "seed": seed, **metrics})
         for method, name in ENSEMBLES.items():
             report = output / f"fold-{fold}" / f"{name}-averaged.json"
             runs = [output / f"fold-{fold}" / f"{name}-{seed}" for seed in seeds]
@@ -88,13 +93,13 @@ def measure(recording: Path, output: Path, seeds: list[int]) -> pd.DataFrame:
     return pd.DataFrame(rows)[["method", "fold", "seed", *METRICS]]
 
 
-def model_of_mice(output: Path, window: list[float], seed: int) -> Path:
+def model_of_mice(output: Path, window: list[float], num_mice: int, epochs: int, seed: int) -> Path:
     """A model of simulated mice whose trials are cut as the recording's."""
     if not (output / "dataset" / "README.md").exists():
-        neds("simulate", output / "alf", *MICE)
+        neds("simulate", output / "alf", "--sessions", num_mice, *MICE)
         neds("build", output / "dataset", "--alf", output / "alf", "--window", *window)
-    what = ("--dataset", output / "dataset", "--seed", seed)
-    scores_of_run(output / f"model-{seed}", "pretrain", *what, *TRAINED_ON, *PRETRAINING)
+    what = ("--dataset", output / "dataset", "--seed", seed, "--learning_rate", "3e-3")
+    scores_of_run(output / f"model-{seed}", "pretrain", *what, *TRAINED_ON, "--num_train_epochs", epochs)
     return output / f"model-{seed}"
 
 
@@ -102,7 +107,7 @@ def table(results: pd.DataFrame) -> str:
     """Mean ± standard error over folds, of each fold the mean over seeds; then NEDS, one seed and several
     averaged, less the best baseline of each column, fold by fold."""
     folds = results.drop(columns="seed").groupby(["method", "fold"]).mean()
-    shown = {method: folds.loc[method] for method in (*BASELINES, *ONE_TASK, *NEDS, FROM_MICE, *ENSEMBLES)}
+    shown = {method: folds.loc[method] for method in (*BASELINES, *ONE_TASK, *NEDS, *FROM_MICE, *ENSEMBLES)}
     best = best_of(shown, BASELINES, METRICS)
     shown |= {f"{method} − best baseline": shown[method] - best for method in COMPARED}
     texts = {name: [estimate(values[m]) for m in METRICS] for name, values in shown.items()}

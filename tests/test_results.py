@@ -40,10 +40,14 @@ def test_table_of_folds_is_over_means_of_seeds_and_paired():
         ("NEDS, no roots, in bf16", 1, 0, 0.2, 0.2),
         ("NEDS, smoothed labels", 0, 0, 0.2, 0.2),
         ("NEDS, smoothed labels", 1, 0, 0.2, 0.2),
-        ("NEDS, pretrained on simulated mice", 0, 0, 0.3, 0.3),
-        ("NEDS, pretrained on simulated mice", 1, 0, 0.3, 0.3),
-        ("NEDS, pretrained on simulated mice, seeds averaged", 0, 2, 0.3, 0.3),
-        ("NEDS, pretrained on simulated mice, seeds averaged", 1, 2, 0.4, 0.4),
+        ("NEDS, pretrained on 12 simulated mice", 0, 0, 0.3, 0.3),
+        ("NEDS, pretrained on 12 simulated mice", 1, 0, 0.3, 0.3),
+        ("NEDS, pretrained on 12 simulated mice, seeds averaged", 0, 2, 0.3, 0.3),
+        ("NEDS, pretrained on 12 simulated mice, seeds averaged", 1, 2, 0.4, 0.4),
+        ("NEDS, pretrained on 36 simulated mice", 0, 0, 0.4, 0.4),
+        ("NEDS, pretrained on 36 simulated mice", 1, 0, 0.4, 0.4),
+        ("NEDS, pretrained on 36 simulated mice, seeds averaged", 0, 2, 0.4, 0.4),
+        ("NEDS, pretrained on 36 simulated mice, seeds averaged", 1, 2, 0.4, 0.4),
         ("NEDS, seeds averaged", 0, 2, 0.4, 0.4),
         ("NEDS, seeds averaged", 1, 2, 0.4, 0.4),
         ("NEDS, smoothed labels, seeds averaged", 0, 2, 0.3, 0.3),
@@ -64,7 +68,8 @@ def test_table_of_folds_is_over_means_of_seeds_and_paired():
     assert cells["| NEDS, seeds averaged"][0] == "0.400 ± 0.000"
     assert cells["| NEDS − best baseline"] == ["0.150 ± 0.050", "0.150 ± 0.050"]
     assert cells["| NEDS, seeds averaged − best baseline"] == ["0.200 ± 0.100", "0.200 ± 0.100"]
-    assert cells["| NEDS, pretrained on simulated mice − best baseline"][0] == "0.100 ± 0.100"
+    assert cells["| NEDS, pretrained on 12 simulated mice − best baseline"][0] == "0.100 ± 0.100"
+    assert cells["| NEDS, pretrained on 36 simulated mice − best baseline"][0] == "0.200 ± 0.100"
     assert cells["| NEDS, smoothed labels − best baseline"] == ["0.000 ± 0.100", "0.000 ± 0.100"]
 
 
