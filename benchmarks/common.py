@@ -28,7 +28,7 @@ METRICS = {
 # Training of `compact` on one session, and the trials that all methods learn from.
 ALONE = ("--learning_rate", "3e-3", "--num_train_epochs", 200, "--mixup", 0.3)
 TRAINED_ON = ("--train_splits", "train", "validation")
-# `compact` as it was before it read roots of the counts: what most committed runs rest on.
+# `compact` as it was before it read roots of the counts: what some committed runs rest on.
 COUNTS = ("--set", "stabilized_counts=false")
 
 
