@@ -28,8 +28,8 @@ from common import (
     scores_of_training,
 )
 
+from neds_hf.data.recordings import open_recordings
 from neds_hf.data.schema import NUM_FOLDS
-from neds_hf.training.sessions import open_recordings
 
 CSV = HERE / "folds.csv"
 BASELINES = ("linear", "reduced_rank", "poisson_glm")

@@ -25,8 +25,9 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.data import DataLoader, RandomSampler
 
 from neds_hf.data.collator import ArrowTrials, NEDSCollator
+from neds_hf.data.recordings import Recordings, open_recordings
 from neds_hf.models import NEDSConfig, NEDSModel, NEDSProcessor
-from neds_hf.training.sessions import Recordings, new_processor, open_recordings
+from neds_hf.training.sessions import new_processor
 
 SESSIONS = {"small": 1, "base": 74}
 PAPER = {"trials": 2000 * 25_200, "gpu_days": 16 * 2}  # of the training on 74 sessions

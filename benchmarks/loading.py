@@ -18,8 +18,9 @@ from synthetic import write_dataset
 
 from neds_hf.cli.pretrain import prepare
 from neds_hf.data.collator import ArrowTrials, NEDSCollator
+from neds_hf.data.recordings import Recordings, open_recordings
 from neds_hf.training.arguments import NEDSTrainingArguments
-from neds_hf.training.sessions import Recordings, new_processor, open_recordings
+from neds_hf.training.sessions import new_processor
 from neds_hf.training.trainer import NEDSTrainer
 
 BATCH = 64

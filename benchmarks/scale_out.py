@@ -29,8 +29,8 @@ from transformers import TrainerCallback
 from neds_hf.cli.main import leave_processes
 from neds_hf.cli.pretrain import prepare
 from neds_hf.data.files import write_json
+from neds_hf.data.recordings import open_recordings
 from neds_hf.training.arguments import NEDSTrainingArguments
-from neds_hf.training.sessions import open_recordings
 from neds_hf.training.trainer import NEDSTrainer
 
 SERVER = multiprocessing.get_context("forkserver")

@@ -28,7 +28,7 @@ from common import (
     scores_of_run,
 )
 
-from neds_hf.training.sessions import open_recordings
+from neds_hf.data.recordings import open_recordings
 
 CSV, FIGURE = HERE / "simulation.csv", HERE / "simulation.png"
 NUM_MICE = (1, 5, 20)

@@ -18,7 +18,8 @@ from synthetic import write_dataset
 from torch.utils.data import DataLoader
 
 from neds_hf.data.collator import ArrowTrials, NEDSCollator
-from neds_hf.training.sessions import new_processor, open_recordings
+from neds_hf.data.recordings import open_recordings
+from neds_hf.training.sessions import new_processor
 
 BATCH = 64
 

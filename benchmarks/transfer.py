@@ -27,8 +27,8 @@ from common import (
 )
 
 from neds_hf.analysis.baselines import MULTI_SESSION
+from neds_hf.data.recordings import open_recordings
 from neds_hf.data.schema import NUM_FOLDS
-from neds_hf.training.sessions import open_recordings
 
 CSV = HERE / "transfer.csv"
 PRETRAINING = ("--learning_rate", "3e-3", "--num_train_epochs", 120)

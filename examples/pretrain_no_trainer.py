@@ -22,13 +22,14 @@ from neds_hf.cli.main import leave_processes
 from neds_hf.cli.pretrain import SETTABLE
 from neds_hf.data.collator import ArrowTrials, NEDSCollator
 from neds_hf.data.files import write_json
+from neds_hf.data.recordings import open_recordings
 from neds_hf.errors import NEDSError
 from neds_hf.metrics.functional import mean_table
 from neds_hf.models import NEDSModel
 from neds_hf.models.configuration_neds import PRESETS
 from neds_hf.models.modeling_neds import Table
 from neds_hf.training.inference import score, split_loader
-from neds_hf.training.sessions import new_model, new_processor, open_recordings
+from neds_hf.training.sessions import new_model, new_processor
 
 
 def arguments() -> argparse.Namespace:

@@ -11,8 +11,9 @@ from small_grids import use_small_grids
 
 from neds_hf.analysis.baselines import METHODS
 from neds_hf.cli.main import main
+from neds_hf.data.recordings import open_recordings
 from neds_hf.metrics import functional
-from neds_hf.training.sessions import load_model, open_recordings
+from neds_hf.training.sessions import load_model
 
 NEDS_SIZES = [word for word in SIZES if not word.startswith("scheme_weights")]
 

@@ -12,8 +12,8 @@ import pytest
 from small_dataset import OPTIONS, pretrain_arguments, write_dataset
 
 from neds_hf.cli.main import main
+from neds_hf.data.recordings import open_recordings
 from neds_hf.metrics.functional import bits_per_spike
-from neds_hf.training.sessions import open_recordings
 
 
 @pytest.fixture

@@ -12,10 +12,11 @@ from small_dataset import BEHAVIORS, OPTIONS, pretrain_arguments, simulate, writ
 from neds_hf.cli.finetune import SETTABLE, FinetuneArguments, prepare
 from neds_hf.cli.main import main
 from neds_hf.cli.search import parser_of
+from neds_hf.data.recordings import open_recordings
 from neds_hf.data.storage import Source, convert
 from neds_hf.models import NEDSConfig
 from neds_hf.training.arguments import NEDSTrainingArguments
-from neds_hf.training.sessions import load_model, open_recordings
+from neds_hf.training.sessions import load_model
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 

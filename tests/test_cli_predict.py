@@ -10,9 +10,10 @@ import torch
 from small_dataset import SIZES, TRAINING, simulate, write_arrays, write_dataset
 
 from neds_hf.cli.main import main
+from neds_hf.data.recordings import open_recordings
 from neds_hf.metrics import functional
 from neds_hf.training.inference import score_split
-from neds_hf.training.sessions import load_model, open_recordings
+from neds_hf.training.sessions import load_model
 
 
 @pytest.fixture

@@ -9,10 +9,11 @@ from small_dataset import SIZES, TRAINING, pretrain_arguments, write_dataset
 
 from neds_hf.cli.main import main
 from neds_hf.cli.pretrain import PretrainArguments
+from neds_hf.data.recordings import open_recordings
 from neds_hf.models import NEDSConfig, modeling_neds
 from neds_hf.models.configuration_neds import PRESETS
 from neds_hf.models.modeling_neds import eager_attention
-from neds_hf.training.sessions import load_model, open_recordings
+from neds_hf.training.sessions import load_model
 
 
 def pretrain(dataset, out, *more) -> NEDSConfig:

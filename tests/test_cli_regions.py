@@ -17,7 +17,7 @@ from matplotlib.image import imread
 import neds_hf.analysis.regions as analysis
 import neds_hf.cli.regions as regions_command
 from neds_hf.cli.main import main
-from neds_hf.training.sessions import open_recordings
+from neds_hf.data.recordings import open_recordings
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 # The third unit of `ann` is silent and dropped; the model does not know `cat`, which has no regions. In the other

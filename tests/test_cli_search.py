@@ -23,8 +23,9 @@ from small_dataset import OPTIONS, TRAINING, write_dataset
 
 from neds_hf.cli.main import main
 from neds_hf.cli.search import NUM_MODELS, RANGES, FinetuneSearch, PretrainSearch
+from neds_hf.data.recordings import open_recordings
 from neds_hf.training.search import SAMPLERS
-from neds_hf.training.sessions import load_model, open_recordings
+from neds_hf.training.sessions import load_model
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 RECIPE = REPOSITORY / "examples/configs/search.yaml"

@@ -10,9 +10,10 @@ import pytest
 from neds_hf.analysis.comparison import COLUMNS, comparison_table, score_predictions
 from neds_hf.cli import demo
 from neds_hf.cli.main import main
+from neds_hf.data.recordings import open_recordings
 from neds_hf.data.trials import SessionTrials
 from neds_hf.metrics.functional import accuracy, bits_per_spike, r2
-from neds_hf.training.sessions import load_model, open_recordings
+from neds_hf.training.sessions import load_model
 
 FLAGS = {
     "--seed": ["3"],

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from neds_hf.data.recordings import open_recordings
 from neds_hf.metrics.functional import bits_per_spike
 from neds_hf.training.inference import Ensemble, score_single_behaviors, split_loader, translate
-from neds_hf.training.sessions import load_model, open_recordings
+from neds_hf.training.sessions import load_model
 
 BEHAVIORS = ("choice", "block", "wheel_speed", "whisker_motion_energy")
 

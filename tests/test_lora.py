@@ -14,10 +14,11 @@ from small_dataset import pretrain_arguments
 import neds_hf
 from neds_hf.cli.main import main
 from neds_hf.data.collator import NEDSCollator
+from neds_hf.data.recordings import open_recordings
 from neds_hf.errors import NEDSError
 from neds_hf.models import NEDSConfig, NEDSModel, NEDSProcessor
 from neds_hf.training.inference import score_batches, split_loader
-from neds_hf.training.sessions import load_model, open_recordings
+from neds_hf.training.sessions import load_model
 from neds_hf.training.strategies import LORA_RANK, with_adapter
 
 peft = pytest.importorskip("peft")

@@ -10,10 +10,11 @@ from small_dataset import pretrain_arguments
 
 from neds_hf.cli.main import main
 from neds_hf.data.collator import ArrowTrials, NEDSCollator
+from neds_hf.data.recordings import open_recordings
 from neds_hf.models import NEDSConfig
 from neds_hf.training.arguments import NEDSTrainingArguments
 from neds_hf.training.mixup import mix_trials
-from neds_hf.training.sessions import load_model, open_recordings
+from neds_hf.training.sessions import load_model
 from neds_hf.training.trainer import NEDSTrainer
 
 CONFIG = NEDSConfig(num_bins=2, session_ids=["a", "b"], unit_counts=[1, 1])

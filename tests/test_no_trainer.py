@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 from torchrun import TORCHRUN
 
+from neds_hf.data.recordings import open_recordings
 from neds_hf.metrics.functional import mean_table
 from neds_hf.training.inference import score_split
-from neds_hf.training.sessions import load_model, open_recordings
+from neds_hf.training.sessions import load_model
 
 SCRIPT = Path(__file__).parents[1] / "examples" / "pretrain_no_trainer.py"
 

@@ -11,9 +11,10 @@ import torch
 from datasets import load_dataset
 from transformers import AutoModel, AutoProcessor, pipeline
 
+from neds_hf.data.recordings import open_recordings
 from neds_hf.models import NEDSConfig, NEDSModel, NEDSProcessor
 from neds_hf.training.inference import predict, split_loader
-from neds_hf.training.sessions import load_model, open_recordings
+from neds_hf.training.sessions import load_model
 
 TASKS = ("neural-encoding", "neural-decoding")
 

@@ -14,9 +14,9 @@ from neds_hf.analysis.regions import (
     unit_regions,
     unit_statistics,
 )
+from neds_hf.data.recordings import open_recordings
 from neds_hf.errors import NEDSError
 from neds_hf.models import NEDSConfig, NEDSModel
-from neds_hf.training.sessions import open_recordings
 
 REGIONS = np.repeat(["CA1", "LP", "VISp"], 60)
 SESSIONS = np.tile(["a", "b", "c", "d", "e", "f"], 30)  # ten units of each region in every session

@@ -9,9 +9,10 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import TrainerState
 
 from neds_hf.cli.main import main
+from neds_hf.data.recordings import open_recordings
 from neds_hf.models import NEDSConfig, NEDSModel
 from neds_hf.training.arguments import NEDSTrainingArguments
-from neds_hf.training.sessions import add_sessions, load_model, open_recordings
+from neds_hf.training.sessions import add_sessions, load_model
 from neds_hf.training.strategies import STRATEGIES, GradualUnfreezing, freeze
 from neds_hf.training.trainer import NEDSTrainer
 

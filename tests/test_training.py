@@ -17,6 +17,7 @@ from neds_hf.analysis.runs import read_runs
 from neds_hf.cli.main import main
 from neds_hf.data.collator import ArrowTrials, NEDSCollator
 from neds_hf.data.files import write_json
+from neds_hf.data.recordings import open_recordings
 from neds_hf.errors import NEDSError
 from neds_hf.metrics import functional
 from neds_hf.models import NEDSModel
@@ -25,7 +26,7 @@ from neds_hf.training.averaging import common_configuration
 from neds_hf.training.inference import score_split
 from neds_hf.training.runs import alone, last_checkpoint, note, start_run
 from neds_hf.training.search import forget_untrained, results_of
-from neds_hf.training.sessions import load_model, open_recordings
+from neds_hf.training.sessions import load_model
 from neds_hf.training.trainer import NEDSTrainer
 
 

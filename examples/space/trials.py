@@ -16,10 +16,11 @@ from neds_hf.analysis.comparison import BEHAVIOR_UNITS
 from neds_hf.analysis.figures import PALETTE, STYLE, behavior_traces, raster_with_rates
 from neds_hf.cli.predict import from_arrays
 from neds_hf.data.arrays import array_names
+from neds_hf.data.recordings import Recordings, open_recordings
 from neds_hf.errors import NEDSError
 from neds_hf.models import NEDSModel, NEDSProcessor
 from neds_hf.training.inference import predict, split_loader
-from neds_hf.training.sessions import Recordings, check_fits, open_recordings
+from neds_hf.training.sessions import check_fits
 
 ON_SCREEN = {"figure.dpi": 200}  # sharp where a page enlarges them
 

@@ -25,10 +25,10 @@ from sklearn.svm import LinearSVC
 from tqdm.auto import tqdm
 
 from neds_hf.analysis.summary import Estimate
+from neds_hf.data.recordings import Recordings
 from neds_hf.errors import NEDSError
 from neds_hf.metrics.functional import accuracy, balanced_accuracy
 from neds_hf.models.modeling_neds import NEDSModel
-from neds_hf.training.sessions import Recordings
 
 FOLDS, INNER_FOLDS = 5, 3
 INVERSE_PENALTIES = np.logspace(-4, 0, 5)

@@ -7,12 +7,13 @@ from transformers.utils import logging
 
 from neds_hf.cli.console import print_scores
 from neds_hf.data.files import writing
+from neds_hf.data.recordings import open_recordings
 from neds_hf.errors import NEDSError
 from neds_hf.training.averaging import average, common_configuration
 from neds_hf.training.fit import write_results
 from neds_hf.training.inference import score_split
 from neds_hf.training.runs import start_run
-from neds_hf.training.sessions import load_model, model_folder, open_recordings
+from neds_hf.training.sessions import load_model, model_folder
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -17,6 +17,7 @@ from neds_hf.analysis.summary import grouped, is_headline, summary
 from neds_hf.cli.config import parse_settings
 from neds_hf.cli.pretrain import SETTABLE, PretrainArguments, prepare
 from neds_hf.data.files import write_json
+from neds_hf.data.recordings import Recordings, open_recordings
 from neds_hf.data.trials import SessionTrials
 from neds_hf.errors import NEDSError
 from neds_hf.metrics.functional import mean_table
@@ -25,7 +26,7 @@ from neds_hf.training.arguments import NEDSTrainingArguments, parse_training_arg
 from neds_hf.training.fit import configuration_of, fit
 from neds_hf.training.inference import predict, split_loader
 from neds_hf.training.runs import finish_run, start_run, write_arrays
-from neds_hf.training.sessions import Recordings, load_model, open_recordings
+from neds_hf.training.sessions import load_model
 
 # NEDS that does only one of the two: its task.
 UNIMODAL = {"neds_encoding": "encoding", "neds_decoding": "decoding"}

@@ -29,6 +29,7 @@ from neds_hf.cli.evaluate import score_true_rates
 from neds_hf.data.alf import one_sources
 from neds_hf.data.files import read_json, write_json
 from neds_hf.data.one_cache import open_local
+from neds_hf.data.recordings import Recordings, open_recordings
 from neds_hf.data.schema import IBL_BEHAVIORS, ConversionOptions, check_path
 from neds_hf.data.simulation import SimulationOptions, simulate
 from neds_hf.data.storage import convert
@@ -40,7 +41,7 @@ from neds_hf.training.arguments import NEDSTrainingArguments
 from neds_hf.training.fit import fit
 from neds_hf.training.inference import TASKS, predict, split_loader
 from neds_hf.training.runs import environment, finish_run, start_run, write_arrays
-from neds_hf.training.sessions import Recordings, load_model, open_recordings
+from neds_hf.training.sessions import load_model
 
 # How the models are trained, beyond the defaults of `NEDSTrainingArguments`. `eval_steps` is the share of the
 # training between two evaluations, of which the best checkpoint is kept. The model of the new mouse alone gets

@@ -8,6 +8,7 @@ from neds_hf.analysis.comparison import score_predictions
 from neds_hf.analysis.report import text_table
 from neds_hf.analysis.summary import grouped, score_table, summary
 from neds_hf.data.files import write_json
+from neds_hf.data.recordings import Recordings, open_recordings
 from neds_hf.data.schema import SPLITS
 from neds_hf.data.simulated_neurons import BIN_SIZE_S, NUM_BINS, WINDOW_START_S
 from neds_hf.data.simulation import read_true_rates
@@ -15,13 +16,7 @@ from neds_hf.errors import NEDSError
 from neds_hf.models import NEDSProcessor
 from neds_hf.training.inference import load_models, score, score_single_behaviors, split_loader
 from neds_hf.training.runs import check_output, environment
-from neds_hf.training.sessions import (
-    Recordings,
-    check_bins,
-    known_recordings,
-    open_recordings,
-    trained_on_others,
-)
+from neds_hf.training.sessions import check_bins, known_recordings, trained_on_others
 
 TITLES = {"encoding": "Encoding, spikes from behaviour", "decoding": "Decoding, behaviour from spikes"}
 

@@ -9,6 +9,7 @@ from transformers.utils import find_adapter_config_file
 
 from neds_hf.cli.config import parse_settings, use_config
 from neds_hf.cli.console import print_scores
+from neds_hf.data.recordings import Recordings, open_recordings
 from neds_hf.errors import NEDSError
 from neds_hf.hub.push import is_only_here, push_run
 from neds_hf.models import NEDSModel, NEDSProcessor
@@ -20,13 +21,7 @@ from neds_hf.training.arguments import (
 )
 from neds_hf.training.fit import check_metric, configuration_of, fit
 from neds_hf.training.runs import fingerprint_of
-from neds_hf.training.sessions import (
-    Recordings,
-    add_sessions,
-    load_model,
-    open_recordings,
-    trained_on_others,
-)
+from neds_hf.training.sessions import add_sessions, load_model, trained_on_others
 from neds_hf.training.strategies import STRATEGIES, freeze, with_adapter
 
 # What of NEDSConfig may be set: it changes the training, not the weights that there are.

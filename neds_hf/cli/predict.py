@@ -7,12 +7,13 @@ import numpy as np
 from torch.utils.data import DataLoader
 
 from neds_hf.data.arrays import array_names, read_arrays
+from neds_hf.data.recordings import open_recordings
 from neds_hf.data.schema import IBL_BEHAVIORS, SPLITS
 from neds_hf.errors import NEDSError
 from neds_hf.models import NEDSProcessor
 from neds_hf.training.inference import TASKS, load_models, predict, split_loader
 from neds_hf.training.runs import check_output, write_arrays
-from neds_hf.training.sessions import check_bins, known_recordings, open_recordings
+from neds_hf.training.sessions import check_bins, known_recordings
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -8,13 +8,14 @@ from transformers import PreTrainedConfig, TrainerCallback, set_seed
 
 from neds_hf.cli.config import parse_settings, use_config
 from neds_hf.cli.console import print_scores
+from neds_hf.data.recordings import Recordings, open_recordings
 from neds_hf.hub.push import push_run
 from neds_hf.models import NEDSConfig, NEDSModel, NEDSProcessor
 from neds_hf.models.configuration_neds import PRESETS
 from neds_hf.models.processing_neds import SCALINGS
 from neds_hf.training.arguments import NEDSTrainingArguments, parse_training_arguments, training_parser
 from neds_hf.training.fit import check_metric, configuration_of, fit
-from neds_hf.training.sessions import Recordings, new_model, new_processor, open_recordings
+from neds_hf.training.sessions import new_model, new_processor
 
 # What the data say of the configuration, and what may be set.
 FROM_DATA = ("session_ids", "unit_counts", "modalities", "num_bins")

@@ -15,9 +15,10 @@ from neds_hf.analysis.regions import (
 from neds_hf.analysis.report import FIGURE_DPI, text_table
 from neds_hf.cli.config import read_as_text
 from neds_hf.data.files import write_json
+from neds_hf.data.recordings import open_recordings
 from neds_hf.errors import NEDSError, require
 from neds_hf.training.runs import fingerprint_of, finish_run, start_run
-from neds_hf.training.sessions import known_recordings, load_model, open_recordings
+from neds_hf.training.sessions import known_recordings, load_model
 
 MAPPINGS = ("allen", "beryl", "cosmos")
 

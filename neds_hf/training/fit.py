@@ -12,6 +12,7 @@ from transformers.utils import logging
 from neds_hf.cards.model import write_model_card
 from neds_hf.data.files import write_json, writing
 from neds_hf.data.origin import license_of, origins
+from neds_hf.data.recordings import Recordings
 from neds_hf.errors import NEDSError, one_line
 from neds_hf.metrics.functional import mean_table
 from neds_hf.models.modeling_neds import NEDSModel
@@ -19,7 +20,6 @@ from neds_hf.models.processing_neds import NEDSProcessor
 from neds_hf.training.arguments import NEDSTrainingArguments
 from neds_hf.training.inference import score_split, sums_of
 from neds_hf.training.runs import alone, finish_run, hub_id, last_checkpoint, note, start_run
-from neds_hf.training.sessions import Recordings
 from neds_hf.training.strategies import GradualUnfreezing
 from neds_hf.training.trainer import NEDSTrainer, global_batch_size
 

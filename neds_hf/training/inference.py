@@ -11,11 +11,12 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from neds_hf.data.collator import ArrowTrials, NEDSCollator
+from neds_hf.data.recordings import Recordings
 from neds_hf.errors import NEDSError
 from neds_hf.metrics.sums import SessionSums
 from neds_hf.models.modeling_neds import NEDSModel, NEDSOutput
 from neds_hf.models.processing_neds import NEDSProcessor
-from neds_hf.training.sessions import Recordings, load_model
+from neds_hf.training.sessions import load_model
 
 TASKS = ("encoding", "decoding")
 

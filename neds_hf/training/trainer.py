@@ -29,6 +29,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from neds_hf.cards.model import write_model_card
 from neds_hf.data.collator import ArrowTrials, NEDSCollator
 from neds_hf.data.files import writing
+from neds_hf.data.recordings import Recordings
 from neds_hf.errors import NEDSError, one_line
 from neds_hf.metrics.functional import mean_table
 from neds_hf.models.masking_neds import num_uniform, sample_masks
@@ -37,7 +38,6 @@ from neds_hf.models.processing_neds import NEDSProcessor
 from neds_hf.training.arguments import NEDSTrainingArguments
 from neds_hf.training.inference import score_batches, sums_of
 from neds_hf.training.mixup import mix_trials
-from neds_hf.training.sessions import Recordings
 
 UNIT_ROWS = re.compile(r"\bunit_(embedding|readout)\b")  # also among the names of an adapter
 
