@@ -41,11 +41,11 @@ NEDS = {
     "NEDS, no roots": ("neds-counts", COUNTS),
     "NEDS, no roots, in bf16": ("neds-bf16", ("--bf16", *COUNTS)),
 }
-# The one with smoothed labels, fine-tuned from models of simulated mice. Name to that of the folders of its runs,
-# number of mice, epochs of pretraining, and whether every seed has one of its own.
+# The one with smoothed labels, fine-tuned from a model of simulated mice of the same seed. Name to that of the
+# folders of its runs, number of mice, and epochs of pretraining.
 FROM_MICE = {
-    "NEDS, pretrained on 12 simulated mice": ("neds-from-12-mice", 12, 60, True),
-    "NEDS, pretrained on 36 simulated mice": ("neds-from-36-mice", 36, 40, False),
+    "NEDS, pretrained on 12 simulated mice": ("neds-from-12-mice", 12, 60),
+    "NEDS, pretrained on 36 simulated mice": ("neds-from-36-mice", 36, 40),
 }
 MICE = ("--trials", 400, "--units", 120, "--seed", 21)
 FINE_TUNING = (
@@ -76,11 +76,9 @@ def measure(recording: Path, output: Path, seeds: list[int]) -> pd.DataFrame:
                 run = output / f"fold-{fold}" / f"{name}-{seed}"
                 metrics = scores_of_training(dataset, run, seed, *more)
                 rows.append({"method": method, "fold": fold, "seed": seed, **metrics})
-        for method, (name, num_mice, epochs, each) in FROM_MICE.items():
+        for method, (name, num_mice, epochs) in FROM_MICE.items():
             for seed in seeds:
-                mice = model_of_mice(
-                    output / f"mice-{num_mice}", window, num_mice, epochs, seed if each else 0
-                )
+                mice = model_of_mice(output / f"mice-{num_mice}", window, num_mice, epochs, seed)
                 what = ("--model", mice, "--dataset", dataset, "--session", session, "--seed", seed)
                 run = output / f"fold-{fold}" / f"{name}-{seed}"
                 metrics = scores_of_run(run, "finetune", *what, *TRAINED_ON, *FINE_TUNING)
