@@ -164,6 +164,13 @@ def test_a_card_says_what_the_model_is_and_was_trained_on(model_folder):
     assert "On the 17 test trials of 2 sessions" in text
 
 
+def test_validation_trials_are_not_said_to_have_chosen_the_last_checkpoint(model):
+    configuration = json.loads((model / "run.json").read_text())["configuration"]
+    change(model / "run.json", configuration=configuration | {"load_best_model_at_end": False})
+    write_model_card(model)
+    assert "14 units, 61 training trials.\n" in (model / "README.md").read_text()
+
+
 def test_names_on_the_hub_are_metadata_and_folders_are_not(model):
     card = changed_data(model, hub_id="lab/ibl", name="ibl", origins={"real": 2}, license="cc-by-4.0")
     assert (card.data.datasets, card.data.license) == (["lab/ibl"], "cc-by-4.0")
