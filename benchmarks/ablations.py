@@ -65,9 +65,8 @@ def measure(recording: Path, output: Path, seeds: list[int]) -> pd.DataFrame:
             for seed in seeds:
                 name = re.sub(r"[^a-z0-9]+", "-", change) if options else "neds-counts"
                 run = output / f"fold-{fold}" / f"{name}-{seed}"
-                counts = (
-                    COUNTS[1:] if "--set" in options else COUNTS
-                )  # its values are the last of the options
+                # `--set` and its values are the last of the options.
+                counts = COUNTS[1:] if "--set" in options else COUNTS
                 metrics = scores_of_training(dataset, run, seed, *options, *counts)
                 processor = json.loads((run / "run.json").read_text())["hardware"]["cpu"]
                 about = {"change": change, "processor": processor, "fold": fold, "seed": seed}

@@ -91,7 +91,7 @@ def measure(recording: Path, output: Path, seeds: list[int]) -> pd.DataFrame:
     return pd.DataFrame(rows)[["method", "fold", "seed", *METRICS]]
 
 
-def model_of_mice(output: Path, window: list[float], num_mice: int, epochs: int, seed: int) -> Path:
+def model_of_mice(output: Path, window: pd.Series, num_mice: int, epochs: int, seed: int) -> Path:
     """A model of simulated mice whose trials are cut as the recording's."""
     if not (output / "dataset" / "README.md").exists():
         neds("simulate", output / "alf", "--sessions", num_mice, *MICE)

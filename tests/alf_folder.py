@@ -41,10 +41,10 @@ def write_trials(alf: Path, trials: pd.DataFrame, separate: bool = False) -> Non
         trials.to_parquet(alf / "_ibl_trials.table.pqt")
 
 
-def write_spikes(folder: Path, trials: pd.DataFrame, clusters: int = CLUSTERS) -> None:
+def write_spikes(folder: Path, trials: pd.DataFrame) -> None:
     """Spikes in order; the first at 0 s and the last at 100 s, both of cluster 0, outside the trials."""
     folder.mkdir(parents=True, exist_ok=True)
-    cluster = np.arange(clusters)
+    cluster = np.arange(CLUSTERS)
     times = trials["stimOn_times"].to_numpy()[:, None] + 0.1 * (cluster + 1) + 0.005
     np.save(folder / "spikes.times.npy", np.r_[0.0, times.ravel(), 100.0])
     np.save(folder / "spikes.clusters.npy", np.r_[0, np.tile(cluster, len(trials)), 0].astype(np.uint32))
@@ -58,15 +58,15 @@ def write_spikes(folder: Path, trials: pd.DataFrame, clusters: int = CLUSTERS) -
     metrics.to_parquet(folder / "clusters.metrics.pqt")
 
 
-def write_wheel(alf: Path, duration_s: float = 100.0) -> None:
-    times = np.sort(np.random.default_rng(0).uniform(0, duration_s, 5000))
-    times[[0, -1]] = 0, duration_s
+def write_wheel(alf: Path) -> None:
+    times = np.sort(np.random.default_rng(0).uniform(0, 100, 5000))
+    times[[0, -1]] = 0, 100
     np.save(alf / "_ibl_wheel.timestamps.npy", times)
     np.save(alf / "_ibl_wheel.position.npy", np.sin(times))
 
 
-def write_camera(alf: Path, side: str, duration_s: float = 100.0) -> None:
-    times = np.arange(0, duration_s, 1 / {"left": 60, "right": 150}[side])
+def write_camera(alf: Path, side: str) -> None:
+    times = np.arange(0, 100, 1 / {"left": 60, "right": 150}[side])
     np.save(alf / f"_ibl_{side}Camera.times.npy", times)
     np.save(alf / f"{side}Camera.ROIMotionEnergy.npy", times)
 

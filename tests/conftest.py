@@ -11,7 +11,7 @@ for name in [name for name in os.environ if re.match("(?i)(neds_)?hf_|accelerate
 os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HOME": CACHE.name, "OMP_NUM_THREADS": "1"}
 
 import pytest  # noqa: E402
-from small_dataset import TRAINING, pretrain_arguments, write_dataset  # noqa: E402
+from small_dataset import OF_MODEL, TRAINING, pretrain_arguments, write_dataset  # noqa: E402
 from tiny_alf import write_session  # noqa: E402
 
 
@@ -27,8 +27,7 @@ def model_folder(tmp_path_factory, dataset):
     from neds_hf.cli.main import main
 
     out = tmp_path_factory.mktemp("small") / "model"
-    argv = [*pretrain_arguments(dataset, out), "--num_train_epochs", "15", "--sessions", "ann", "bob"]
-    assert main(["pretrain", *argv]) == 0
+    assert main(["pretrain", *pretrain_arguments(dataset, out), *OF_MODEL]) == 0
     return out
 
 

@@ -33,6 +33,10 @@ TRAINING = (
 ).split()
 
 
+# Of the model that many tests share.
+OF_MODEL = "--num_train_epochs 15 --sessions ann bob".split()
+
+
 def pretrain_arguments(dataset: Path, output: Path) -> list[str]:
     """Arguments of `neds pretrain` that do not depend on any default size; the epochs are to be added."""
     return ["--dataset", str(dataset), "--output", str(output), *TRAINING, "--set", *SIZES]
@@ -84,6 +88,15 @@ def write_dataset(out: Path, sessions=tuple(TRIALS), options=OPTIONS, held_out=(
 
     convert(out, list(map(source, sessions)), options, BEHAVIORS, set(held_out) & set(sessions))
     return out
+
+
+def without_validation(dataset: Path) -> Path:
+    """The same folder, whose card no longer names that split."""
+    card = dataset / "README.md"
+    entry = "  - split: validation\n    path:\n    - trials/validation/*.parquet\n"
+    assert entry in card.read_text()
+    card.write_text(card.read_text().replace(entry, ""))
+    return dataset
 
 
 def _fingerprint(recording: Recording) -> str:

@@ -12,7 +12,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from huggingface_hub import DatasetCard, EvalResult, ModelCard
+from huggingface_hub import DatasetCard, ModelCard
 from safetensors.numpy import load_file
 from small_dataset import write_dataset
 from tiny_alf import write_session
@@ -125,7 +125,6 @@ def test_the_metadata_hold_the_numbers_of_the_test_trials(model_folder):
     assert data.to_dict().keys() == {"library_name", "license", "pipeline_tag", "tags", "model-index"}
     assert (data.library_name, data.pipeline_tag, data.license) == ("transformers", "other", "unknown")
     assert data.model_name == "model"
-    assert all(isinstance(result, EvalResult) for result in data.eval_results)
     assert {r.metric_type: r.metric_value for r in data.eval_results} == {
         name: value for name, value in mean.items() if name not in ("mean", "silent_units")
     }
@@ -163,6 +162,13 @@ def test_a_card_says_what_the_model_is_and_was_trained_on(model_folder):
         assert line in text.splitlines()
     assert "dataset `dataset`, 2 sessions, 14 units, 61 training trials (9 validation trials" in text
     assert "On the 17 test trials of 2 sessions" in text
+
+
+def test_validation_trials_are_not_said_to_have_chosen_the_last_checkpoint(model):
+    configuration = json.loads((model / "run.json").read_text())["configuration"]
+    change(model / "run.json", configuration=configuration | {"load_best_model_at_end": False})
+    write_model_card(model)
+    assert "14 units, 61 training trials.\n" in (model / "README.md").read_text()
 
 
 def test_names_on_the_hub_are_metadata_and_folders_are_not(model):

@@ -187,20 +187,6 @@ def test_what_is_not_there_is_named(model_folder, tmp_path, error_of, finetune_a
     assert message in error_of("finetune", *finetune_arguments(model_folder, tmp_path / "out"), *change)
 
 
-def test_a_dataset_with_another_window_is_refused(model_folder, tmp_path, error_of, finetune_arguments):
-    options = replace(OPTIONS, window_s=(-0.2, 0.3))
-
-    def change(recording):
-        recording.spike_counts = recording.spike_counts[:, :10]
-        recording.continuous = {name: values[:, :10] for name, values in recording.continuous.items()}
-        recording.window_s = options.window_s
-        return recording
-
-    other = write_dataset(tmp_path / "other", ["cat"], options, change=change)
-    argv = [*finetune_arguments(model_folder, tmp_path / "out"), "--dataset", str(other)]
-    assert "session cat has (bins, bin size, window start, event) (10, " in error_of("finetune", *argv)
-
-
 def test_a_known_session_with_other_units_is_refused(model_folder, tmp_path, error_of, finetune_arguments):
     other = write_dataset(tmp_path / "other", ["ann"], replace(OPTIONS, min_rate_hz=9.0))
     argv = [*finetune_arguments(model_folder, tmp_path / "out"), "--dataset", str(other), "--session", "ann"]

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from small_dataset import SIZES, TRAINING, pretrain_arguments, write_dataset
+from small_dataset import OF_MODEL, SIZES, TRAINING, pretrain_arguments, without_validation, write_dataset
 
 from neds_hf.cli.main import main
 from neds_hf.cli.pretrain import PretrainArguments
@@ -77,10 +77,8 @@ def test_the_scaling_of_behaviours_is_that_of_the_training_trials_and_saved(data
 
 
 def test_another_scaling_is_another_run(model_folder, dataset, error_of):
-    error = error_of(
-        *("pretrain", *pretrain_arguments(dataset, model_folder), "--num_train_epochs", "15"),
-        *("--sessions", "ann", "bob", "--scaling", "zero_one"),
-    )
+    argv = [*pretrain_arguments(dataset, model_folder), *OF_MODEL, "--scaling", "zero_one"]
+    error = error_of("pretrain", *argv)
     assert "scaling 'z_score' there, 'zero_one' asked for" in error
 
 
@@ -240,7 +238,7 @@ def test_the_help_lists_every_flag_with_its_meaning(capsys):
     for name, field in PretrainArguments.__dataclass_fields__.items():
         assert f"--{name}" in text and field.metadata["help"].split("(")[0].strip(". ") in text
     assert "--output" in text and "--seed" in text and "--push_to_hub" in text
-    assert "in one commit, when the run is finished" in " ".join(text.split())
+    assert "in one commit, when the run is finished" in text
 
 
 def test_validation_trials_can_be_trained_on_too(dataset, tmp_path):
@@ -279,10 +277,7 @@ def test_a_split_to_train_on_that_is_not_there(dataset, tmp_path, capsys):
 
 
 def test_without_validation_trials_there_is_nothing_to_choose_a_checkpoint_by(tmp_path, error_of):
-    source = write_dataset(tmp_path / "dataset", ["ann"])
-    card = source / "README.md"
-    entry = "  - split: validation\n    path:\n    - trials/validation/*.parquet\n"
-    card.write_text(card.read_text().replace(entry, ""))
+    source = without_validation(write_dataset(tmp_path / "dataset", ["ann"]))
     out = tmp_path / "out"
     error = error_of("pretrain", *pretrain_arguments(source, out))
     assert f"{source} has no validation trials to choose a checkpoint by" in error and not out.exists()

@@ -19,7 +19,7 @@ from hub.server import Hub
 from killed import killed_on_writing
 from optuna.samplers import TPESampler
 from safetensors.torch import load_file, save_file
-from small_dataset import OPTIONS, TRAINING, write_dataset
+from small_dataset import OPTIONS, TRAINING, without_validation, write_dataset
 
 from neds_hf.cli.main import main
 from neds_hf.cli.search import NUM_MODELS, RANGES, FinetuneSearch, PretrainSearch
@@ -380,11 +380,7 @@ def test_a_folder_that_cannot_be_made_is_one_line(dataset, tmp_path, error_of):
 
 
 def test_a_dataset_without_validation_trials_is_refused(tmp_path, error_of):
-    dataset = write_dataset(tmp_path / "dataset", ["ann"])
-    card = dataset / "README.md"
-    entry = "  - split: validation\n    path:\n    - trials/validation/*.parquet\n"
-    assert entry in card.read_text()
-    card.write_text(card.read_text().replace(entry, ""))
+    dataset = without_validation(write_dataset(tmp_path / "dataset", ["ann"]))
     error = error_of("search", *arguments(dataset, tmp_path / "out"))
     assert "has no split 'validation'" in error
 

@@ -171,9 +171,11 @@ def test_a_batch_in_which_a_behaviour_is_missing_everywhere(collate):
         (("z", 0, 2, [1, 2, 3, 4, 5, 6], None, 0), r"sessions \['z'\] do not have the 2 bins"),
         (("z", 0, 2, [1, 2, 3, 4], [1.0, 2.0, 3.0], 0), "wheel has 3 bins, expected 2"),
         (("z", 0, 2, [1, 2, 3, 4], [1.0], 0), "wheel has 1 bins, expected 2"),
+        (("x", 0, 2, [1, 2, 3, 4], None, 0), "does not know session 'x'"),
+        (("a", 0, 2, [1, 2, 3, 4], None, 0), r"session 'a': .* are \(2, 2\), expected \(2, 3\)"),
     ],
 )
-def test_trials_of_another_length_are_refused(collate, row, message):
+def test_trials_of_another_length_or_of_an_unknown_session_are_refused(collate, row, message):
     with pytest.raises(NEDSError, match=message):
         collate(make_dataset([row]), [0])
 
@@ -182,19 +184,6 @@ def test_two_rows_of_half_the_bins_are_not_taken_for_one():
     dataset = make_dataset([("z", 0, 2, [1, 2, 3, 4], [1.0], 0), ("z", 1, 2, [1, 2, 3, 4], [2.0], 0)])
     with pytest.raises(NEDSError, match="wheel has 1 bins, expected 2"):
         collate_arrow(dataset, [0, 1])
-
-
-@ways
-@pytest.mark.parametrize(
-    "row, message",
-    [
-        (("x", 0, 2, [1, 2, 3, 4], None, 0), "does not know session 'x'"),
-        (("a", 0, 2, [1, 2, 3, 4], None, 0), r"session 'a': .* are \(2, 2\), expected \(2, 3\)"),
-    ],
-)
-def test_trials_of_sessions_that_the_model_does_not_have_are_refused(collate, row, message):
-    with pytest.raises(NEDSError, match=message):
-        collate(make_dataset([row]), [0])
 
 
 ROW = {"session": "a", "num_units": 3, "spike_counts": [1, 2, 3, 4, 5, 6]}

@@ -108,11 +108,6 @@ def test_pretraining_mixes_the_same_way_every_time_and_otherwise_than_without(da
     assert json.loads((tmp_path / "a" / "run.json").read_text())["configuration"]["mixup"] == 0.5
 
 
-def test_a_negative_parameter_is_one_line_and_status_2(dataset, tmp_path, error_of):
-    said = error_of("pretrain", *pretrain_arguments(dataset, tmp_path / "run"), "--mixup", "-1")
-    assert "--mixup must be finite and not negative, but is -1.0" in said
-
-
 def test_a_tokenizer_that_takes_no_mixed_classes_is_refused_before_anything_is_written(
     dataset, tmp_path, error_of
 ):

@@ -37,9 +37,9 @@ def planted(num_trials: int, seed: int, animal: int = 0) -> tuple[SessionTrials,
     ), np.maximum(rates, 0.02)
 
 
-def decoded(trains, tests, name, seed=0):
+def decoded(trains, tests, name):
     features = [module._decoding_features(train, test) for train, test in zip(trains, tests)]
-    return decode(name, features, trains, seed)
+    return decode(name, features, trains, seed=0)
 
 
 def test_without_penalty_encoding_is_the_closed_form():

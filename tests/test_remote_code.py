@@ -113,10 +113,3 @@ def test_a_folder_loads_by_its_bare_name_and_untrusted_with_this_package(saved):
         after="assert type(model) is neds_hf.models.NEDSModel",
     )
     assert_equal(predicted, expected)
-
-
-def test_the_saved_folder_holds_the_code_and_no_pickle(saved):
-    files = {file.name for file in (saved[0] / "neds-ibl").iterdir()}
-    assert {"configuration_neds.py", "masking_neds.py", "modeling_neds.py", "processing_neds.py"} <= files
-    assert {"config.json", "model.safetensors", "processor_config.json"} <= files
-    assert not any(name.endswith((".bin", ".pt", ".pkl")) for name in files)

@@ -224,7 +224,7 @@ def test_every_one_of_many_runs_has_a_colour_of_its_own_and_its_name_in_the_figu
 def test_training_curves_of_a_run_without_validation_show_its_loss_alone():
     figure = figures.training_curves({"run": [{"loss": 1.0, "epoch": 1.0}]})
     assert titles(figure) == ["loss"]
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["run"]
+    assert legend(figure) == ["run"]
 
 
 def test_long_names_of_behaviours_cover_no_other_and_are_not_cut_off():

@@ -10,7 +10,7 @@ import pytest
 import torch
 from killed import killed_on_writing
 from safetensors.torch import load_file
-from small_dataset import SIZES, pretrain_arguments
+from small_dataset import OF_MODEL, SIZES, pretrain_arguments
 from torch.utils.data import DataLoader
 
 from neds_hf.analysis.runs import read_runs
@@ -137,14 +137,7 @@ def test_training_learns_what_the_trials_say(model_folder, dataset, tmp_path):
 
 def test_a_finished_run_says_so_and_is_not_repeated(model_folder, dataset, error_of):
     before = (model_folder / "run.json").read_text()
-    argv = [
-        *pretrain_arguments(dataset, model_folder),
-        "--num_train_epochs",
-        "15",
-        "--sessions",
-        "ann",
-        "bob",
-    ]
+    argv = [*pretrain_arguments(dataset, model_folder), *OF_MODEL]
     assert "holds this very run, finished" in error_of("pretrain", *argv)
     assert (model_folder / "run.json").read_text() == before
 
@@ -162,14 +155,7 @@ def test_a_finished_run_says_so_and_is_not_repeated(model_folder, dataset, error
 def test_other_settings_in_the_same_folder_are_refused_by_name(
     model_folder, dataset, error_of, change, message
 ):
-    argv = [
-        *pretrain_arguments(dataset, model_folder),
-        "--num_train_epochs",
-        "15",
-        "--sessions",
-        "ann",
-        "bob",
-    ]
+    argv = [*pretrain_arguments(dataset, model_folder), *OF_MODEL]
     error = error_of("pretrain", *argv, *change)
     assert f"{model_folder} holds a run with other settings" in error and message in error
 

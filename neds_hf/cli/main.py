@@ -30,7 +30,8 @@ LEFT_ALONE = re.compile(r"gloo/transport/.*Connection")
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command; return its exit status (0 fine, 2 bad input or unknown command)."""
+    """Run one command; return its exit status: 0 fine, 1 another of the processes that train together has ended,
+    2 bad input or unknown command, 130 interrupted."""
     argv = sys.argv[1:] if argv is None else argv
     if not argv or argv[0] in ("-h", "--help"):
         width = max(map(len, COMMANDS))

@@ -171,6 +171,8 @@ class NEDSConfig(Checkpoint, PreTrainedConfig):
         Learned embedding of the token's place in the trial, for every modality, beside the rotary one.
     rope_theta (`float`, defaults to 10000.0):
         Base of the rotary embedding of the bin.
+    layer_norm_eps (`float`, defaults to 1e-5):
+        Added to the variance in the encoder's LayerNorms.
     scheme_weights (`dict[str, float]`):
         How often training draws each of `"encoding"`, `"decoding"`, `"within_modality"`, `"cross_modal"`
         (equally in the paper).

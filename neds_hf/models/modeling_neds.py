@@ -29,8 +29,9 @@ class NEDSOutput(ModelOutput):
     """What `NEDSModel` returns.
 
     Attributes:
-        loss: Weighted sum of `losses`; None where no modality was hidden or none of them has a target.
-        losses: Modality to its loss, a scalar each.
+        loss: Weighted sum of `losses`; None where no modality was hidden or none of them has a target, and
+            without `return_loss`.
+        losses: Modality to its loss, a scalar each; None without `return_loss`.
         log_rates: (B, T, N) natural logarithm of the expected spikes per bin; meaningless where `unit_mask` is
             False.
         predictions: Behaviour to (B, T) in the processor's scale, or (B, classes) logits.

@@ -43,7 +43,6 @@ class NEDSProcessor(Checkpoint, ProcessorMixin):
             not two finite numbers, the second not zero.
     """
 
-    attributes: Sequence[str] = ()
     # As its `processing_class` a Trainer saves it with the model, but takes every processor to hold a tokenizer.
     tokenizer = SimpleNamespace(bos_token_id=None, eos_token_id=None, pad_token_id=None)
 

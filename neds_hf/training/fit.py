@@ -103,8 +103,8 @@ def fit(
     Raises:
         NEDSError: The folder holds this very run, finished, or a run of another configuration, or another process
             trains in it; there is no such attention; there are no validation trials for `args.eval_strategy`; the
-            tokenizer takes no mixed trials; or, with `args.push_to_hub`, there is no repository for it.
-            `neds_hf.hub.push.push_run` then fills it.
+            tokenizer takes no mixed trials; the loss becomes no number (`Diverged`); or, with `args.push_to_hub`,
+            there is no repository for it. `neds_hf.hub.push.push_run` then fills it.
     """
     folder = Path(args.output_dir)
     if args.push_to_hub and args.hub_strategy != "end":

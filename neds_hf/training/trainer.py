@@ -93,7 +93,6 @@ class NEDSTrainer(Trainer):
             **kwargs,
         )
         self.processor = processor
-        self.mask_generator = torch.Generator()
         self._mask_step, self._micro_step = -1, 0
         sessions = train.dataset["session"][:].to_pandas()
         rows = sessions.groupby(sessions).indices
@@ -206,9 +205,9 @@ class NEDSTrainer(Trainer):
         per_device, size = self.args.train_batch_size, global_batch_size(self.args)
         start = (self._micro_step * self.args.world_size + self.args.process_index) * per_device
         rows = slice(start, start + len(session_index))  # of the global batch
-        self.mask_generator.manual_seed(self.args.seed * 1_000_003 + self.state.global_step)
+        generator = torch.Generator().manual_seed(self.args.seed * 1_000_003 + self.state.global_step)
         config = self.model.config
-        uniform = torch.rand(size, num_uniform(config), generator=self.mask_generator)
+        uniform = torch.rand(size, num_uniform(config), generator=generator)
         uniform = uniform[:1].expand(len(session_index), -1) if config.masks_per == "batch" else uniform[rows]
         hidden, available = sample_masks(config, inputs["available"], uniform.to(session_index.device))
         if self.args.mixup:

@@ -114,9 +114,9 @@ class Hub:
         """Commits of a branch, without the empty one that every repository starts with."""
         return self.repositories[kind, name].branches[branch][1:]
 
-    def files(self, kind: str, name: str, revision: str = "main") -> dict[str, bytes]:
-        """Path to content."""
-        return {path: blob.content for path, blob in self.repositories[kind, name].at(revision).files.items()}
+    def files(self, kind: str, name: str) -> dict[str, bytes]:
+        """Path to content, on the main branch."""
+        return {path: blob.content for path, blob in self.repositories[kind, name].at("main").files.items()}
 
 
 class Handler(BaseHTTPRequestHandler):
