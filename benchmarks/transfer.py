@@ -36,7 +36,7 @@ FINE_TUNING = ("--learning_rate", "1e-3", "--num_train_epochs", 60, "--unit_weig
 BASELINES = ("linear", "reduced_rank", "reduced_rank_multi_session", "poisson_glm")
 TRAINED = ("alone", "fine-tuned")
 AVERAGED = {f"{method}, seeds averaged": method for method in TRAINED}
-ONE_MODEL = "fine-tuned, weights averaged"  # over the seeds
+ONE_MODEL = "fine-tuned, weights averaged"  # over the seeds, all from the first pretraining
 
 
 def measure(recordings: list[Path], output: Path, num_new: int, seeds: list[int]) -> pd.DataFrame:
@@ -47,35 +47,39 @@ def measure(recordings: list[Path], output: Path, num_new: int, seeds: list[int]
         dataset = built(folder / "dataset", "--arrays", *recordings, "--fold", fold)
         sessions = sorted(open_recordings(dataset).session_ids)
         known, new = sessions[:-num_new], sessions[-num_new:]
-        if fold == 0:  # the one model of the other sessions
-            what = ("--dataset", dataset, "--sessions", *known, "--seed", 0)
-            scores_of_run(output / "pretrained", "pretrain", *what, *TRAINED_ON, *PRETRAINING)
+        if fold == 0:  # models of the other sessions
+            for seed in seeds:
+                what = ("--dataset", dataset, "--sessions", *known, "--seed", seed)
+                scores_of_run(output / f"pretrained-{seed}", "pretrain", *what, *TRAINED_ON, *PRETRAINING)
         scores = {}
         for method in BASELINES:
             fitted = ("--session", *(sessions if method == MULTI_SESSION else new))
             by_session = scores_of_baseline(method, dataset, folder / "baselines", *fitted)
             scores |= {(session, method, 0): by_session[session] for session in new}
         for session in new:
+            alike = []  # fine-tunings that `neds average` can take
             for seed in seeds:
                 what = ("--dataset", dataset, "--seed", seed, *TRAINED_ON)
-                for method, command, more in (
-                    ("alone", "pretrain", ("--sessions", session, *ALONE)),
-                    (
-                        "fine-tuned",
-                        "finetune",
-                        ("--session", session, "--model", output / "pretrained", *FINE_TUNING),
-                    ),
-                ):
-                    run = folder / f"{method}-{seed}" / session
-                    scores[session, method, seed] = scores_of_run(run, command, *what, *more)
+                run = folder / f"alone-{seed}" / session
+                scores[session, "alone", seed] = scores_of_run(
+                    run, "pretrain", "--sessions", session, *what, *ALONE
+                )
+                what = ("--session", session, *what, *FINE_TUNING)
+                run = folder / f"fine-tuned-{seed}" / session
+                scores[session, "fine-tuned", seed] = scores_of_run(
+                    run, "finetune", "--model", output / f"pretrained-{seed}", *what
+                )
+                if seed != seeds[0]:
+                    run = folder / f"fine-tuned-from-first-{seed}" / session
+                    scores_of_run(run, "finetune", "--model", output / f"pretrained-{seeds[0]}", *what)
+                alike.append(run)
             for name, method in AVERAGED.items():
                 report = folder / f"{method}-averaged" / f"{session}.json"
                 runs = [folder / f"{method}-{seed}" / session for seed in seeds]
                 what = ("--dataset", dataset, "--session", session, "--model", *runs)
                 scores[session, name, len(seeds)] = scores_of_evaluation(report, *what)
-            runs = [folder / f"fine-tuned-{seed}" / session for seed in seeds]
             one = folder / "fine-tuned-weights-averaged" / session
-            what = ("--dataset", dataset, "--model", *runs)
+            what = ("--dataset", dataset, "--model", *alike)
             scores[session, ONE_MODEL, len(seeds)] = scores_of_run(one, "average", *what)
         rows += [
             {"session": session, "fold": fold, "method": method, "seed": seed, **metrics}
@@ -128,7 +132,7 @@ def main() -> None:
     )
     parser.add_argument("--output", type=Path, required=True, help="folder for the dataset and the runs")
     parser.add_argument("--new", type=int, default=3, help="sessions not pretrained on")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1], help="of what the new sessions train")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of all that is trained")
     options = parser.parse_args()
     publish_table(CSV, measure(options.recordings, options.output, options.new, options.seeds), table)
 
