@@ -281,7 +281,7 @@ def test_a_split_to_train_on_that_is_not_there(dataset, tmp_path, capsys):
 def test_without_validation_trials_there_is_nothing_to_choose_a_checkpoint_by(tmp_path, error_of):
     source = write_dataset(tmp_path / "dataset", ["ann"])
     card = source / "README.md"
-    entry = "  - split: validation\n    path:\n    - trials/validation/*.parquet\n"
+    entry = "  - split: validation\n    path:\n    - trials/validation/ann.parquet\n"
     card.write_text(card.read_text().replace(entry, ""))
     out = tmp_path / "out"
     error = error_of("pretrain", *pretrain_arguments(source, out))

@@ -382,7 +382,7 @@ def test_a_folder_that_cannot_be_made_is_one_line(dataset, tmp_path, error_of):
 def test_a_dataset_without_validation_trials_is_refused(tmp_path, error_of):
     dataset = write_dataset(tmp_path / "dataset", ["ann"])
     card = dataset / "README.md"
-    entry = "  - split: validation\n    path:\n    - trials/validation/*.parquet\n"
+    entry = "  - split: validation\n    path:\n    - trials/validation/ann.parquet\n"
     assert entry in card.read_text()
     card.write_text(card.read_text().replace(entry, ""))
     error = error_of("search", *arguments(dataset, tmp_path / "out"))

@@ -344,6 +344,16 @@ def test_what_an_interrupted_conversion_left_is_converted_again(tmp_path):
     assert load(out, "trials", split="train").num_rows == 14
 
 
+@pytest.mark.parametrize("folder", ["trials/train", "trials/test", "units", "sessions"])
+def test_a_session_of_which_a_file_is_gone_is_converted_again(tmp_path, folder):
+    convert(tmp_path, [source("s1"), source("s2")], OPTIONS, BEHAVIORS)
+    file = tmp_path / folder / "s2.parquet"
+    before = file.read_bytes()
+    file.unlink()
+    counts = convert(tmp_path, [source("s1", not_to_be_read), source("s2")], OPTIONS, BEHAVIORS)
+    assert counts == {"unchanged": 1, "converted": 1} and file.read_bytes() == before
+
+
 def test_files_of_the_user_s_own_are_left_where_they_are(tmp_path):
     files = [tmp_path / name for name in ("trials/m1/day0.npz", "trials/train/a.txt", "units/my/units.csv")]
     for file in files:

@@ -75,10 +75,13 @@ def write_card(out: Path) -> None:
     out = Path(out)
     sessions = _read_sessions(out)
     held_out = {*held_out_sessions(out)} & {*sessions["session"]}
+    # By name, not by a pattern, with which a file that is gone would not be missed.
     configs = [
-        {"config_name": "trials", "default": True, "data_files": _trial_files(["*"])},
-        {"config_name": "units", "data_files": [{"split": "train", "path": "units/*.parquet"}]},
-        {"config_name": "sessions", "data_files": [{"split": "train", "path": "sessions/*.parquet"}]},
+        {"config_name": "trials", "default": True, "data_files": _trial_files(sessions["session"])},
+        *(
+            {"config_name": table, "data_files": [_files(table, "train", sessions["session"])]}
+            for table in ("units", "sessions")
+        ),
     ]
     if held_out:
         parts = {
@@ -117,11 +120,12 @@ def write_card(out: Path) -> None:
         unfinished.write_text(card)
 
 
-def _trial_files(sessions: list[str]) -> list[dict]:
-    return [
-        {"split": split, "path": [f"trials/{split}/{session}.parquet" for session in sessions]}
-        for split in SPLITS
-    ]
+def _trial_files(sessions: Iterable[str]) -> list[dict]:
+    return [_files(f"trials/{split}", split, sessions) for split in SPLITS]
+
+
+def _files(folder: str, split: str, sessions: Iterable[str]) -> dict:
+    return {"split": split, "path": [f"{folder}/{session}.parquet" for session in sessions]}
 
 
 def _size_category(rows: int) -> str:
