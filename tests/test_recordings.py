@@ -3,6 +3,8 @@
 import shutil
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from datasets import load_dataset
 from small_dataset import pretrain_arguments, write_dataset
@@ -126,6 +128,16 @@ def test_a_damaged_file_is_named(dataset, tmp_path, error_of, monkeypatch, file,
         f"neds pretrain: {damaged} is damaged, without it `neds build` converts session bob again: "
     )
     assert reason in error
+
+
+def test_a_provenance_that_was_edited_by_hand_is_an_error_before_the_training(tmp_path, error_of):
+    file = write_dataset(tmp_path / "dataset", ["ann"]) / "sessions" / "ann.parquet"
+    row = pq.read_table(file).to_pylist()[0]
+    for text, message in (("mine", "expected JSON 'provenance', found 'mine'"), ("{}]", "expected JSON")):
+        pq.write_table(pa.Table.from_pylist([row | {"provenance": text}], schema=pq.read_schema(file)), file)
+        shutil.copytree(tmp_path / "dataset", tmp_path / text)  # not in the cache of datasets
+        error = error_of("pretrain", *pretrain_arguments(tmp_path / text, tmp_path / "out"))
+        assert error.startswith(f"neds pretrain: session ann: {message}")
 
 
 def test_a_cache_that_cannot_be_written_is_not_said_of_the_dataset(dataset, tmp_path, monkeypatch):

@@ -11,6 +11,7 @@ import datasets
 import pandas as pd
 import pyarrow.parquet as pq
 
+from neds_hf.data.origin import origins
 from neds_hf.data.schema import SPLITS, check_path
 from neds_hf.data.trials import SessionTrials, session_trials
 from neds_hf.errors import NEDSError, one_line
@@ -120,8 +121,8 @@ def open_recordings(source: str | Path, config: str = "trials") -> Recordings:
         config: `"trials"` (all sessions), `"pretrain"` or `"held_out"` where the dataset has them.
 
     Raises:
-        NEDSError: There is no such dataset or configuration, a file of it is gone or damaged, or the cache of
-            `datasets` cannot be written.
+        NEDSError: There is no such dataset or configuration, a file of it is gone or damaged, a session's
+            `provenance` is none, or the cache of `datasets` cannot be written.
     """
     source = str(source)
     if Path(source).exists():
@@ -134,6 +135,7 @@ def open_recordings(source: str | Path, config: str = "trials") -> Recordings:
         splits = dict(datasets.load_dataset(source, config))
         units = datasets.load_dataset(source, "units", split="train").to_pandas()
         sessions = datasets.load_dataset(source, "sessions", split="train").to_pandas()
+    origins(sessions)  # the card of a model trained on them says these, when it is too late for an error
     recordings = Recordings(
         source, {name: splits[name] for name in SPLITS if name in splits}, units, sessions
     )

@@ -182,8 +182,8 @@ def _check_same_conversion(out: Path, session: str, mark: dict, conversion: dict
     # A conversion of before an option existed was made with its default.
     options = _conversion(ConversionOptions(), {})["options"] | mark["options"]
     if options != conversion["options"]:
-        name = next(name for name, value in options.items() if value != conversion["options"][name])
-        there, asked = (f"{name} = {shared[name]}" for shared in (options, conversion["options"]))
+        name = next(name for name, value in options.items() if conversion["options"].get(name, ...) != value)
+        there, asked = (f"{name} = {shared.get(name)}" for shared in (options, conversion["options"]))
     elif mark["behaviors"] != conversion["behaviors"]:
         there, asked = (_describe(shared["behaviors"]) for shared in (mark, conversion))
     else:
@@ -195,7 +195,7 @@ def _check_same_conversion(out: Path, session: str, mark: dict, conversion: dict
 
 def _describe(behaviors: Behaviors) -> str:
     return "the behaviours " + ", ".join(
-        f"{name} ({'continuous' if classes is None else '/'.join(classes)})"
+        f"{name} ({'continuous' if classes is None else '/'.join(map(str, classes))})"
         for name, classes in behaviors.items()
     )
 
