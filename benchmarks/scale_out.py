@@ -24,6 +24,7 @@ from page import publish, row
 from steps import SIZES
 from synthetic import write_dataset
 from torch.distributed.elastic.utils.distributed import get_free_port
+from torch.multiprocessing import start_processes
 from transformers import TrainerCallback
 
 from neds_hf.cli.main import leave_processes
@@ -33,8 +34,7 @@ from neds_hf.data.recordings import open_recordings
 from neds_hf.training.arguments import NEDSTrainingArguments
 from neds_hf.training.trainer import NEDSTrainer
 
-SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["neds_hf.cli.pretrain"])
+multiprocessing.set_forkserver_preload(["neds_hf.cli.pretrain"])
 
 
 class StepTimes(TrainerCallback):
@@ -48,10 +48,12 @@ class StepTimes(TrainerCallback):
 
 
 def train(
-    data: Path, output: Path, preset: str, sizes: str, batch: int, steps: int, environment: dict[str, str]
+    rank: int, data: Path, outputs: list[Path], group: dict, preset: str, sizes: str, batch: int, steps: int
 ) -> None:
-    """Train a little, as the process of the group that its environment says; write the median step."""
-    os.environ |= {"ACCELERATE_USE_CPU": "true", **environment}
+    """Train a little, alone or, by the environment `group`, with the other process; write the median step."""
+    place = {"RANK": str(rank), "LOCAL_RANK": str(rank)} if group else {}
+    os.environ |= {"ACCELERATE_USE_CPU": "true", **group, **place}
+    output = outputs[rank]
     torch.set_num_threads(1)
     datasets.config.HF_DATASETS_CACHE = data.parent / "cache"
     args = NEDSTrainingArguments(
@@ -82,17 +84,12 @@ def step_times(folder: Path, way: str, sizes: str, options: argparse.Namespace) 
     """What each process that wrote something measured."""
     number = 1 if way == "alone" else 2
     outputs = [folder / f"{way}-{rank}.json" for rank in range(number)]
-    group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(get_free_port()), "WORLD_SIZE": "2"}
+    group = {}
+    if way == "together":
+        group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(get_free_port()), "WORLD_SIZE": "2"}
     how_much = (options.preset, sizes, options.batch, options.steps)
-    processes = []
-    for rank, output in enumerate(outputs):
-        place = {**group, "RANK": str(rank), "LOCAL_RANK": str(rank)} if way == "together" else {}
-        processes.append(SERVER.Process(target=train, args=(folder / "data", output, *how_much, place)))
-        processes[-1].start()
-    for process in processes:
-        process.join()
-    if any(process.exitcode for process in processes):
-        raise SystemExit("a training process failed")
+    # Where one fails, it ends the other.
+    start_processes(train, (folder / "data", outputs, group, *how_much), number, start_method="forkserver")
     return [json.loads(output.read_text()) for output in outputs if output.exists()]
 
 

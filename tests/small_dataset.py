@@ -91,9 +91,9 @@ def write_dataset(out: Path, sessions=tuple(TRIALS), options=OPTIONS, held_out=(
 
 
 def without_validation(dataset: Path) -> Path:
-    """The same folder, whose card no longer names that split."""
+    """The same folder, of the session ann alone, whose card no longer names that split."""
     card = dataset / "README.md"
-    entry = "  - split: validation\n    path:\n    - trials/validation/*.parquet\n"
+    entry = "  - split: validation\n    path:\n    - trials/validation/ann.parquet\n"
     assert entry in card.read_text()
     card.write_text(card.read_text().replace(entry, ""))
     return dataset

@@ -1,7 +1,9 @@
 import hashlib
 import json
-import os
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -519,22 +521,26 @@ def test_a_folder_too_deep_or_too_high_is_said_to_be_and_stays_as_it_is(tmp_path
     assert not list(tmp_path.rglob("*sessions.pqt*"))
 
 
-def test_tables_whose_making_is_interrupted_are_whole_or_not_there(tmp_path, monkeypatch):
+def test_tables_whose_making_is_killed_are_whole_or_not_there_and_nothing_stays_of_it(tmp_path):
     write_session(tmp_path)
-    replace = os.replace
+    killed = """
+import os, signal, sys
+from neds_hf.data.one_cache import make_cache_tables
 
-    def interrupted(file, table):
-        if table.name == "sessions.pqt":
-            raise KeyboardInterrupt
-        replace(file, table)
+def replace(file, table, replace=os.replace):
+    if table.name == "sessions.pqt":
+        os.kill(os.getpid(), signal.SIGKILL)
+    replace(file, table)
 
-    monkeypatch.setattr(os, "replace", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        one_cache.make_cache_tables(tmp_path)
+os.replace = replace
+make_cache_tables(sys.argv[1])
+"""
+    assert subprocess.run([sys.executable, "-c", killed, tmp_path]).returncode == -signal.SIGKILL
     assert [file.name for file in tmp_path.glob("*.pqt")] == ["datasets.pqt"]
     assert pd.read_parquet(tmp_path / "datasets.pqt").index.names == ["eid", "id"]
-    monkeypatch.undo()
+    assert list(tmp_path.glob(".sessions.pqt.*"))
     assert read_only_session(tmp_path).subject == "mouse"
+    assert not list(tmp_path.glob(".*.pqt.*"))
 
 
 @pytest.mark.parametrize("table", ["sessions.pqt", "datasets.pqt"])

@@ -6,13 +6,17 @@ No time is asserted, and nothing of the package's folder is written to.
 import json
 import subprocess
 import sys
+import time
+from argparse import Namespace
 
 import machine
 import page
 import pytest
+import scale_out
 import steps
 import torch
 from benchmark_runs import BENCHMARKS, PAGE, results_of
+from torch.multiprocessing import ProcessRaisedException
 
 from neds_hf.models import NEDSConfig, NEDSModel
 
@@ -71,6 +75,20 @@ def test_scale_out(tmp_path):
     for (measured,) in ways.values():
         assert measured["seconds"] > 0 and measured["processor_seconds"] > 0
         assert measured["parameters"] > 5 * 4 * 256**2  # of five layers, 256 wide: not those of `tiny`
+
+
+def second_fails(rank: int, *_) -> None:
+    if rank == 1:
+        raise OSError("no room")
+    time.sleep(60)
+
+
+def test_a_process_that_fails_leaves_no_other_waiting_for_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(scale_out, "train", second_fails)
+    start = time.monotonic()
+    with pytest.raises(ProcessRaisedException, match="no room"):
+        scale_out.step_times(tmp_path, "together", "of `small`", Namespace(preset="tiny", batch=4, steps=2))
+    assert time.monotonic() - start < 60
 
 
 def test_gpu_on_the_cpu(tmp_path):

@@ -90,7 +90,7 @@ def test_a_dataset_in_one_commit_then_only_what_changed(hub, lab, tmp_path):
     other = write_dataset(tmp_path / "other" / "data", sessions=("ann", "bob"))
     assert neds(lab, "push", other, "lab/recordings").returncode == 0
     last = hub.commits("dataset", "lab/recordings")[-1]
-    assert last.deleted == {path for path in DATASET if "cat" in path}  # or `trials/*` would still find them
+    assert last.deleted == {path for path in DATASET if "cat" in path}
     assert last.written == {"README.md", "held_out.json"}
 
 
@@ -196,6 +196,14 @@ def test_a_dataset_whose_conversion_was_cut_off(tmp_path):
     folder = write_dataset(tmp_path / "data", sessions=("ann",))
     (folder / "README.md").unlink()
     with pytest.raises(NEDSError, match=r"no whole dataset: it has no README.md"):
+        push(folder, "lab/x")
+
+
+def test_a_dataset_of_which_a_file_is_gone(tmp_path):
+    """Or it would be deleted in the repository too."""
+    folder = write_dataset(tmp_path / "data")
+    (folder / "units" / "bob.parquet").unlink()
+    with pytest.raises(NEDSError, match=f"there is no file {folder / 'units' / 'bob.parquet'}$"):
         push(folder, "lab/x")
 
 

@@ -169,6 +169,14 @@ def test_a_scaling_that_does_not_exist_is_refused():
     [
         ({"mean_counts": [0.5]}, "has 2 units, expected as many mean_counts, found 1"),
         ({"mean_counts": [0.5, 1.0, 2.0]}, "has 2 units, expected as many mean_counts, found 3"),
+        (
+            {"mean_counts": [-0.5, 1.0]},
+            ": expected mean_counts from 0 to 255, null where not known, found -0.5",
+        ),
+        (
+            {"mean_counts": [1.0, NAN]},
+            ": expected mean_counts from 0 to 255, null where not known, found nan",
+        ),
         ({"scaling": {"wheel": [1.0]}}, r": expected an offset and a scale of wheel, found \[1.0\]"),
         (
             {"scaling": {"wheel": [1.0, 0.0]}},

@@ -3,9 +3,11 @@
 import shutil
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from datasets import load_dataset
-from small_dataset import write_dataset
+from small_dataset import pretrain_arguments, write_dataset
 
 from neds_hf.data.recordings import open_recordings
 from neds_hf.errors import NEDSError
@@ -69,7 +71,7 @@ def test_a_dataset_made_anew_is_not_served_from_the_cache_of_the_old_one(tmp_pat
     assert open_recordings(tmp_path / "a" / "dataset").trials("cat", "train").spike_counts.max() == 2
 
 
-def test_what_is_no_dataset_is_refused(tmp_path, dataset):
+def test_what_is_no_dataset_is_refused(tmp_path):
     with pytest.raises(NEDSError, match="no dataset folder nowhere"):
         open_recordings("nowhere")
     with pytest.raises(NEDSError, match="not/there is no dataset with a configuration 'trials'"):
@@ -79,11 +81,63 @@ def test_what_is_no_dataset_is_refused(tmp_path, dataset):
     (tmp_path / "README.md").write_text("# Notes\n")
     with pytest.raises(NEDSError, match=f"{tmp_path} is no dataset with a configuration 'trials'"):
         open_recordings(tmp_path)
+
+
+@pytest.mark.parametrize("file", ["trials/test/bob.parquet", "units/bob.parquet", "sessions/bob.parquet"])
+@pytest.mark.parametrize("opened", ["for the first time", "again"])
+def test_a_session_of_which_a_file_is_gone_is_named_and_built_again(dataset, tmp_path, file, opened):
     copy = shutil.copytree(dataset, tmp_path / "copy")
-    for file in copy.glob("trials/test/*"):
-        file.unlink()
-    with pytest.raises(NEDSError, match=f"{copy} is no dataset with a configuration 'trials'"):
+    if opened == "again":  # and in the cache of datasets
         open_recordings(copy)
+    (copy / file).unlink()
+    for config in ("trials", "pretrain"):
+        with pytest.raises(NEDSError) as error:
+            open_recordings(copy, config)
+        assert str(error.value) == (
+            f"{copy} is not whole, `neds build` converts session bob again: there is no file {copy / file}"
+        )
+    write_dataset(copy)
+    recordings = open_recordings(copy)
+    assert recordings.session_ids == ["ann", "bob", "cat"]
+    assert len(recordings.trials("bob", "test").trial_index) == 9 and len(recordings.unit_ids("bob")) == 9
+
+
+def test_a_session_of_which_all_files_are_gone_is_named(dataset, tmp_path):
+    copy = shutil.copytree(dataset, tmp_path / "copy")
+    for gone in copy.glob("**/bob.parquet"):
+        gone.unlink()
+    with pytest.raises(NEDSError, match="is not whole, `neds build` converts session bob again"):
+        open_recordings(copy)
+
+
+@pytest.mark.parametrize("file", ["trials/train/bob.parquet", "units/bob.parquet"])
+@pytest.mark.parametrize(
+    "damage, reason",
+    [
+        (lambda content: content[:-100], "Parquet magic bytes not found"),  # cut off
+        (lambda content: content[:50] + bytes(400) + content[450:], ""),  # its end is as it was
+    ],
+    ids=["cut off", "overwritten"],
+)
+def test_a_damaged_file_is_named(dataset, tmp_path, error_of, monkeypatch, file, damage, reason):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")  # where it is not yet
+    damaged = shutil.copytree(dataset, tmp_path / "copy") / file
+    damaged.write_bytes(damage(damaged.read_bytes()))
+    error = error_of("pretrain", *pretrain_arguments(tmp_path / "copy", tmp_path / "out"))
+    assert error.startswith(
+        f"neds pretrain: {damaged} is damaged, without it `neds build` converts session bob again: "
+    )
+    assert reason in error
+
+
+def test_a_provenance_that_was_edited_by_hand_is_an_error_before_the_training(tmp_path, error_of):
+    file = write_dataset(tmp_path / "dataset", ["ann"]) / "sessions" / "ann.parquet"
+    row = pq.read_table(file).to_pylist()[0]
+    for text, message in (("mine", "expected JSON 'provenance', found 'mine'"), ("{}]", "expected JSON")):
+        pq.write_table(pa.Table.from_pylist([row | {"provenance": text}], schema=pq.read_schema(file)), file)
+        shutil.copytree(tmp_path / "dataset", tmp_path / text)  # not in the cache of datasets
+        error = error_of("pretrain", *pretrain_arguments(tmp_path / text, tmp_path / "out"))
+        assert error.startswith(f"neds pretrain: session ann: {message}")
 
 
 def test_a_cache_that_cannot_be_written_is_not_said_of_the_dataset(dataset, tmp_path, monkeypatch):

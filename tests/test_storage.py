@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from datasets import ClassLabel, load_dataset
@@ -236,6 +237,74 @@ def test_a_list_of_another_kind_is_named_and_left_as_it_was(tmp_path, file, cont
     assert (tmp_path / file).read_text() == content
 
 
+@pytest.mark.parametrize(
+    "column, change, message",
+    [
+        ("provenance", lambda text: "by hand", "expected JSON 'provenance', found 'by hand'"),
+        ("provenance", lambda text: None, "expected JSON 'provenance', found "),
+        ("provenance", lambda text: "[]", "expected a mapping 'provenance', found []"),
+        (
+            "provenance",
+            lambda text: text.replace('"version"', '"edition"'),
+            "expected text 'provenance.version', found None",
+        ),
+        (
+            "provenance",
+            lambda text: text.replace('["right", "left"]', "2"),
+            "expected a list or null 'provenance.behaviors.choice', found 2",
+        ),
+        (
+            "dropped_units",
+            lambda text: '{"quiet": "1"}',
+            "expected a whole number 'dropped_units.quiet', found '1'",
+        ),
+        ("dropped_units", None, "expected a column 'dropped_units', found session, subject, "),
+    ],
+)
+def test_a_row_of_a_session_that_was_edited_by_hand_is_named(tmp_path, column, change, message):
+    convert(tmp_path, [source("s1")], OPTIONS, BEHAVIORS)
+    file = tmp_path / "sessions" / "s1.parquet"
+    table = pq.read_table(file)
+    if change:
+        (row,) = table.to_pylist()
+        pq.write_table(pa.Table.from_pylist([row | {column: change(row[column])}], table.schema), file)
+    else:
+        pq.write_table(table.drop_columns(column), file)
+    with pytest.raises(NEDSError) as error:
+        convert(tmp_path, [source("s1", not_to_be_read)], OPTIONS, BEHAVIORS)
+    assert str(error.value).startswith(f"{file}: {message}")
+
+
+def test_an_option_that_this_version_does_not_have_is_another_conversion(tmp_path):
+    convert(tmp_path, [source("s1")], OPTIONS, BEHAVIORS)
+    file = tmp_path / "sessions" / "s1.parquet"
+    row = pq.read_table(file).to_pylist()[0]
+    row["provenance"] = row["provenance"].replace('"options": {', '"options": {"jitter_s": 0.1, ')
+    pq.write_table(pa.Table.from_pylist([row], schema=pq.read_schema(file)), file)
+    with pytest.raises(
+        NEDSError, match=r"session s1 with jitter_s = 0\.1, this conversion has jitter_s = None"
+    ):
+        convert(tmp_path, [source("s1")], OPTIONS, BEHAVIORS)
+
+
+@pytest.mark.parametrize(
+    "header, message",
+    [
+        ("configs: [a", r"expected the card of a dataset \(while parsing"),
+        ("- configs", r"expected the card of a dataset \("),
+        ("configs: 3", "expected a list 'configs', found 3"),
+        ("configs: [3]", r"expected a mapping 'configs\[0\]', found 3"),
+        ("configs: [{config_name: held_out}]", "expected a list 'held_out.data_files', found None"),
+    ],
+)
+def test_a_card_that_was_edited_by_hand_is_named_where_it_is_read(tmp_path, header, message):
+    convert(tmp_path, [source("s1")], OPTIONS, BEHAVIORS)
+    (tmp_path / "held_out.json").unlink()  # as in a folder of before there was the list
+    (tmp_path / "README.md").write_text(f"---\n{header}\n---\n")
+    with pytest.raises(NEDSError, match=f"^{tmp_path / 'README.md'}: {message}"):
+        convert(tmp_path, [source("s1")], OPTIONS, BEHAVIORS)
+
+
 def test_two_conversions_into_one_folder_come_one_after_the_other(tmp_path, monkeypatch, capsys):
     """Neither takes the other's files for those of an interrupted one."""
     writing, write = threading.Event(), tqdm.write
@@ -342,6 +411,16 @@ def test_what_an_interrupted_conversion_left_is_converted_again(tmp_path):
     assert not list(out.rglob("*s2*"))
     assert convert(out, [source("s2")], OPTIONS, BEHAVIORS)["converted"] == 1
     assert load(out, "trials", split="train").num_rows == 14
+
+
+@pytest.mark.parametrize("folder", ["trials/train", "trials/test", "units", "sessions"])
+def test_a_session_of_which_a_file_is_gone_is_converted_again(tmp_path, folder):
+    convert(tmp_path, [source("s1"), source("s2")], OPTIONS, BEHAVIORS)
+    file = tmp_path / folder / "s2.parquet"
+    before = file.read_bytes()
+    file.unlink()
+    counts = convert(tmp_path, [source("s1", not_to_be_read), source("s2")], OPTIONS, BEHAVIORS)
+    assert counts == {"unchanged": 1, "converted": 1} and file.read_bytes() == before
 
 
 def test_files_of_the_user_s_own_are_left_where_they_are(tmp_path):

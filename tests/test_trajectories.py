@@ -130,10 +130,19 @@ def test_what_one_process_refuses_is_no_traceback_of_the_other(dataset, torchrun
         process = torchrun(*pretrain_arguments(dataset, tmp_path), options=("--monitor-interval", "3"))
         output, errors = process.communicate(timeout=600)
     assert process.returncode == 1 and output == ""
-    said = [line for line in errors.splitlines() if line.startswith("neds pretrain: ")]
-    assert said[0].startswith(f"neds pretrain: another process trains in {tmp_path}: wait for it")
-    assert said[1:] in (["neds pretrain: another of the processes that train together has ended"], [])
+    (said,) = [line for line in errors.splitlines() if line.startswith("neds pretrain: ")]
+    assert said.startswith(f"neds pretrain: another process trains in {tmp_path}: wait for it")
     assert "[rank1]: Traceback" not in errors and "terminate called" not in errors
+
+
+def test_what_every_process_refuses_is_said_once(torchrun, tmp_path):
+    argv = pretrain_arguments(tmp_path / "nowhere", tmp_path / "out")
+    # So long after the first has ended, the other has, too.
+    process = torchrun(*argv, options=("--monitor-interval", "10"))
+    output, errors = process.communicate(timeout=600)
+    assert process.returncode == 1 and output == ""
+    said = [line for line in errors.splitlines() if line.startswith("neds pretrain: ")]
+    assert said == [f"neds pretrain: no dataset folder {tmp_path / 'nowhere'}"]
 
 
 @pytest.mark.parametrize(

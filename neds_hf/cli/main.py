@@ -3,8 +3,10 @@
 import gc
 import importlib
 import io
+import os
 import re
 import sys
+from datetime import timedelta
 
 from neds_hf.errors import NEDSError
 
@@ -53,23 +55,38 @@ def run(name: str, argv: list[str] | None = None) -> int:
         importlib.import_module(f"neds_hf.cli.{name}").main(argv)
         return 0
     except NEDSError as error:
-        print(f"neds {name}: {error}", file=sys.stderr)
+        say(f"neds {name}: {error}")
         return 2
     except OSError as error:  # such as a full disc
         if error.errno is None:
             raise
-        print(f"neds {name}: {error}", file=sys.stderr)
+        say(f"neds {name}: {error}")
         return 2
     except Exception as error:
         if not LEFT_ALONE.search(str(error)):
             raise
-        print(f"neds {name}: another of the processes that train together has ended", file=sys.stderr)
+        say(f"neds {name}: another of the processes that train together has ended")
         return 1
     except KeyboardInterrupt:
         print(f"neds {name}: stopped; run it again to resume", file=sys.stderr)
         return 130
     finally:
         leave_processes()
+
+
+def say(error: str) -> None:
+    """Print an error; of the processes that `torchrun` started, the first that has one does."""
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        from torch.distributed import TCPStore
+
+        where = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        attempt = os.environ["TORCHELASTIC_RESTART_COUNT"]
+        try:
+            if TCPStore(*where, timeout=timedelta(seconds=10)).add(f"neds errors {attempt}", 1) > 1:
+                return
+        except RuntimeError:  # the store has ended, and so have the others
+            pass
+    print(error, file=sys.stderr)
 
 
 def leave_processes() -> None:

@@ -11,6 +11,15 @@ from pathlib import Path
 
 from neds_hf.errors import NEDSError, one_line
 
+# What `check_content` says that it expected; of other types, a number.
+LIST_OR_NULL = (list, type(None))
+KINDS = {
+    dict: "a mapping",
+    list: "a list",
+    LIST_OR_NULL: "a list or null",
+    str: "text",
+    int: "a whole number",
+}
 # How torch and safetensors say that the system did not let them write; neither raises OSError.
 UNWRITTEN = re.compile(r"inline_container\.cc|PytorchStreamWriter|\(os error \d+\)")
 
@@ -64,7 +73,21 @@ def read_json(file: Path, expected: object = dict):
     return content
 
 
-def check_content(file: Path, content: object, expected: object, name: str = "") -> None:
+def parse_json(where: Path | str, text: object, expected: object, name: str):
+    """What a JSON text, called `name`, of a table holds; `expected` as `check_content` takes it.
+
+    Raises:
+        NEDSError: It is no JSON, or holds something else.
+    """
+    try:
+        content = json.loads(text)
+    except (TypeError, ValueError):
+        raise NEDSError(f"{where}: expected JSON {name!r}, found {reprlib.repr(text)}") from None
+    check_content(where, content, expected, name)
+    return content
+
+
+def check_content(file: Path | str, content: object, expected: object, name: str = "") -> None:
     """Make sure that a file, which others may have written or changed, holds what is read of it.
 
     Args:
@@ -77,7 +100,7 @@ def check_content(file: Path, content: object, expected: object, name: str = "")
     """
     kind = expected if isinstance(expected, type | tuple) else type(expected)
     if not isinstance(content, kind):
-        what = {dict: "a mapping", list: "a list", str: "text", int: "a whole number"}.get(kind, "a number")
+        what = KINDS.get(kind, "a number")
         where = f" {name!r}" if name else ""
         raise NEDSError(f"{file}: expected {what}{where}, found {reprlib.repr(content)}")
     if isinstance(expected, list):

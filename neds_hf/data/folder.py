@@ -12,12 +12,26 @@ from pathlib import Path
 import pandas as pd
 import pyarrow.parquet as pq
 from huggingface_hub import DatasetCard, DatasetCardData
+from yaml import YAMLError
 
 from neds_hf.cards.rendering import origin_in_words, render
-from neds_hf.data.files import read_json, written_whole
+from neds_hf.data.files import LIST_OR_NULL, check_content, parse_json, read_json, written_whole
 from neds_hf.data.origin import license_of, origins
-from neds_hf.data.schema import SPLITS
-from neds_hf.errors import NEDSError
+from neds_hf.data.schema import SESSION_FEATURES, SPLITS
+from neds_hf.errors import NEDSError, one_line
+
+# What is read of the columns of a `sessions` table that are JSON, for `check_content`.
+JSON_COLUMNS = {
+    "dropped_trials": {"*": int},
+    "dropped_units": {"*": int},
+    "provenance": {
+        "fingerprint": str,
+        "version": str,
+        "options": dict,
+        "behaviors": {"*": LIST_OR_NULL},
+        "source?": str,
+    },
+}
 
 
 def provenances(out: Path) -> dict[str, dict]:
@@ -38,9 +52,16 @@ def held_out_sessions(out: Path) -> list[str]:
     if not (card.exists() and any(card.parent.glob("sessions/*.parquet"))):
         return []
     # A folder of before there was the list.
-    configs = {config["config_name"]: config for config in DatasetCard.load(card).data.configs or ()}
-    files = configs.get("held_out", {"data_files": [{"path": []}]})["data_files"][0]["path"]
-    return [Path(file).stem for file in files]
+    try:
+        metadata = DatasetCard.load(card).data.to_dict()
+    except (ValueError, YAMLError) as error:
+        raise NEDSError(f"{card}: expected the card of a dataset ({one_line(error)})") from None
+    check_content(card, metadata, {"configs?": [{"config_name": str}]})
+    for config in metadata.get("configs", ()):
+        if config["config_name"] == "held_out":
+            check_content(card, config, {"data_files": [{"path": [str]}]}, "held_out")
+            return sorted({Path(file).stem for part in config["data_files"] for file in part["path"]})
+    return []
 
 
 def dropped_sessions(out: Path) -> dict[str, str]:
@@ -75,10 +96,13 @@ def write_card(out: Path) -> None:
     out = Path(out)
     sessions = _read_sessions(out)
     held_out = {*held_out_sessions(out)} & {*sessions["session"]}
+    # By name, not by a pattern, with which a file that is gone would not be missed.
     configs = [
-        {"config_name": "trials", "default": True, "data_files": _trial_files(["*"])},
-        {"config_name": "units", "data_files": [{"split": "train", "path": "units/*.parquet"}]},
-        {"config_name": "sessions", "data_files": [{"split": "train", "path": "sessions/*.parquet"}]},
+        {"config_name": "trials", "default": True, "data_files": _trial_files(sessions["session"])},
+        *(
+            {"config_name": table, "data_files": [_files(table, "train", sessions["session"])]}
+            for table in ("units", "sessions")
+        ),
     ]
     if held_out:
         parts = {
@@ -117,11 +141,12 @@ def write_card(out: Path) -> None:
         unfinished.write_text(card)
 
 
-def _trial_files(sessions: list[str]) -> list[dict]:
-    return [
-        {"split": split, "path": [f"trials/{split}/{session}.parquet" for session in sessions]}
-        for split in SPLITS
-    ]
+def _trial_files(sessions: Iterable[str]) -> list[dict]:
+    return [_files(f"trials/{split}", split, sessions) for split in SPLITS]
+
+
+def _files(folder: str, split: str, sessions: Iterable[str]) -> dict:
+    return {"split": split, "path": [f"{folder}/{session}.parquet" for session in sessions]}
 
 
 def _size_category(rows: int) -> str:
@@ -139,9 +164,15 @@ def _read_sessions(out: Path) -> pd.DataFrame:
     rows = []
     for file in sorted((Path(out) / "sessions").glob("*.parquet")):
         try:
-            rows.append(pq.read_table(file).to_pandas())
+            row = pq.read_table(file).to_pandas()
         except (OSError, ValueError) as error:
             raise NEDSError(
                 f"{file}: expected a Parquet file ({error}); without it, its session is converted again"
             ) from None
+        if missing := [name for name in SESSION_FEATURES if name not in row]:
+            raise NEDSError(f"{file}: expected a column {missing[0]!r}, found {', '.join(row)}")
+        for name, expected in JSON_COLUMNS.items():
+            for text in row[name]:
+                parse_json(file, text, expected, name)
+        rows.append(row)
     return pd.concat(rows, ignore_index=True)

@@ -1,7 +1,6 @@
 """ONE caches: a folder of ALF sessions with tables of what it holds, or the public IBL server's."""
 
 import hashlib
-import os
 import tempfile
 import uuid
 import warnings
@@ -9,7 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pandas as pd
+from filelock import FileLock
 
+from neds_hf.data.files import written_whole
 from neds_hf.errors import NEDSError, one_line
 
 if TYPE_CHECKING:
@@ -140,10 +141,10 @@ def make_cache_tables(cache_dir: str | Path) -> None:
             "datasets.pqt": (datasets.set_index(["eid", "id"]), datasets_origin),
             "sessions.pqt": (sessions.set_index("id"), sessions_origin),
         }
-        for name, table in tables.items():  # each whole or not at all, as another process may be at it too
-            temporary = cache_dir / f".{name}.{os.getpid()}.tmp"
-            parquet.save(temporary, *table)
-            os.replace(temporary, cache_dir / name)
+        with FileLock(cache_dir / ".lock"):  # another process may be at it too
+            for name, table in tables.items():
+                with written_whole(cache_dir / name) as unfinished:
+                    parquet.save(unfinished, *table)
     except OSError as error:
         raise NEDSError(
             f"{cache_dir} has no ONE cache tables ({', '.join(_CACHE_TABLES)}) and they cannot be written "

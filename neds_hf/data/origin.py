@@ -1,12 +1,12 @@
 """Whether sessions of a dataset are simulated, real or the paper's own, and under which licence they are."""
 
-import json
 from collections import Counter
 from importlib import resources
 
 import pandas as pd
 import yaml
 
+from neds_hf.data.files import parse_json
 from neds_hf.data.schema import SIMULATED_LAB
 
 
@@ -18,8 +18,11 @@ def origins(sessions: pd.DataFrame) -> dict[str, int]:
 
     Args:
         sessions: Rows of a dataset's `sessions` table.
+
+    Raises:
+        NEDSError: A session's `provenance` is none.
     """
-    return dict(Counter(map(_origin, sessions["lab"], map(json.loads, sessions["provenance"]))))
+    return dict(Counter(map(_origin, sessions["session"], sessions["lab"], sessions["provenance"])))
 
 
 def license_of(sessions: pd.DataFrame) -> str:
@@ -36,8 +39,9 @@ def repeated_site_sessions() -> dict[str, list[str]]:
     return yaml.safe_load(listing.read_text())
 
 
-def _origin(lab: str, provenance: dict) -> str:
-    source = provenance.get("source") or ""
+def _origin(session: str, lab: str, provenance: str) -> str:
+    provenance = parse_json(f"session {session}", provenance, {"source?": str}, "provenance")
+    source = provenance.get("source", "")
     if lab == SIMULATED_LAB or "simulat" in source.lower():
         return "simulated"
     return "real" if source or "signals" in provenance else "unknown"

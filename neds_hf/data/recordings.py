@@ -1,12 +1,17 @@
 """A converted dataset, opened: its trials by split, its units and its sessions."""
 
 import hashlib
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import datasets
 import pandas as pd
+import pyarrow.parquet as pq
 
+from neds_hf.data.origin import origins
 from neds_hf.data.schema import SPLITS, check_path
 from neds_hf.data.trials import SessionTrials, session_trials
 from neds_hf.errors import NEDSError, one_line
@@ -116,7 +121,8 @@ def open_recordings(source: str | Path, config: str = "trials") -> Recordings:
         config: `"trials"` (all sessions), `"pretrain"` or `"held_out"` where the dataset has them.
 
     Raises:
-        NEDSError: There is no such dataset or configuration, or the cache of `datasets` cannot be written.
+        NEDSError: There is no such dataset or configuration, a file of it is gone or damaged, a session's
+            `provenance` is none, or the cache of `datasets` cannot be written.
     """
     source = str(source)
     if Path(source).exists():
@@ -125,15 +131,11 @@ def open_recordings(source: str | Path, config: str = "trials") -> Recordings:
         check_path(Path(source))
     elif source.count("/") != 1:
         raise NEDSError(f"no dataset folder {source}")
-    try:
+    with _errors_of(source, config):
         splits = dict(datasets.load_dataset(source, config))
         units = datasets.load_dataset(source, "units", split="train").to_pandas()
         sessions = datasets.load_dataset(source, "sessions", split="train").to_pandas()
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        what = f"is no dataset with a configuration {config!r}"
-        if getattr(error, "errno", None):  # of the system
-            what = "cannot be read, or the cache of datasets (in $HF_HOME) not be written"
-        raise NEDSError(f"{source} {what}: {one_line(error)}") from error
+    origins(sessions)  # the card of a model trained on them says these, when it is too late for an error
     recordings = Recordings(
         source, {name: splits[name] for name in SPLITS if name in splits}, units, sessions
     )
@@ -145,3 +147,43 @@ def open_recordings(source: str | Path, config: str = "trials") -> Recordings:
         for session in dataset.with_format("arrow")["session"][:].unique().to_pylist()
     }
     return recordings.only([session for session in recordings.session_ids if session in present])
+
+
+def check_files(folder: str | Path) -> None:
+    """Make sure that a dataset folder has the files that its card lists.
+
+    Raises:
+        NEDSError: One is gone, or the card is none of a dataset.
+    """
+    for config in ("trials", "units", "sessions"):
+        with _errors_of(str(folder), config):
+            datasets.load_dataset_builder(str(folder), config)
+
+
+@contextmanager
+def _errors_of(source: str, config: str) -> Iterator[None]:
+    """Let an error of `datasets` be a NEDSError; one of a file names it."""
+    try:
+        yield
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        generating = isinstance(error, datasets.exceptions.DatasetGenerationError)
+        cause = error.__cause__ or error if generating else error
+        what, reason = f"{source} is no dataset with a configuration {config!r}", one_line(cause)
+        if getattr(cause, "errno", None):  # of the system
+            what = f"{source} cannot be read, or the cache of datasets (in $HF_HOME) not be written"
+        elif gone := re.match("Unable to find '(.+?)'", reason):
+            what = f"{source} is not whole, `neds build` converts session {Path(gone[1]).stem} again"
+            reason = f"there is no file {gone[1]}"
+        elif generating and (file := _damaged_file(source)):
+            what = f"{file} is damaged, without it `neds build` converts session {file.stem} again"
+        raise NEDSError(f"{what}: {reason}") from error
+
+
+def _damaged_file(folder: str) -> Path | None:
+    """The first Parquet file that cannot be read."""
+    for file in sorted(Path(folder).glob("**/*.parquet")):
+        try:
+            pq.read_table(file)
+        except (OSError, ValueError):
+            return file
+    return None

@@ -41,6 +41,8 @@ from neds_hf.data.schema import (
 from neds_hf.data.workers import outcomes
 from neds_hf.errors import NEDSError, one_line
 
+# Where every session has a file of its name; the one under `sessions` is written last.
+FOLDERS = (*(f"trials/{split}" for split in SPLITS), "units", "sessions")
 # Spike counts of one row group: small enough to stream and shuffle, large enough for fast reads.
 ROW_GROUP_BYTES = 4 << 20
 # A page that stays in the processor's cache is encoded a tenth faster than one of 1 MiB, for 2 % larger files.
@@ -74,7 +76,7 @@ def convert(
 ) -> Counter:
     """Convert sessions into the dataset folder `out`, and write its card.
 
-    A session that is there already, from the same data with the same options, is left alone. A session that
+    A session whose files are all there, from the same data with the same options, is left alone. A session that
     cannot be used is listed with its reason in ``out/dropped_sessions.json`` and stops no other. Where another
     process converts into `out`, this one waits for it.
 
@@ -109,7 +111,11 @@ def convert(
         _remove_uncommitted(out, marks)
         write_json(out / "held_out.json", held_out)
 
-        done = {session: (mark["fingerprint"], mark["version"]) for session, mark in marks.items()}
+        done = {
+            session: (mark["fingerprint"], mark["version"])
+            for session, mark in marks.items()
+            if all((out / folder / f"{session}.parquet").exists() for folder in FOLDERS)
+        }
         todo = [
             source
             for source in sources
@@ -176,8 +182,8 @@ def _check_same_conversion(out: Path, session: str, mark: dict, conversion: dict
     # A conversion of before an option existed was made with its default.
     options = _conversion(ConversionOptions(), {})["options"] | mark["options"]
     if options != conversion["options"]:
-        name = next(name for name, value in options.items() if value != conversion["options"][name])
-        there, asked = (f"{name} = {shared[name]}" for shared in (options, conversion["options"]))
+        name = next(name for name, value in options.items() if conversion["options"].get(name, ...) != value)
+        there, asked = (f"{name} = {shared.get(name)}" for shared in (options, conversion["options"]))
     elif mark["behaviors"] != conversion["behaviors"]:
         there, asked = (_describe(shared["behaviors"]) for shared in (mark, conversion))
     else:
@@ -189,16 +195,15 @@ def _check_same_conversion(out: Path, session: str, mark: dict, conversion: dict
 
 def _describe(behaviors: Behaviors) -> str:
     return "the behaviours " + ", ".join(
-        f"{name} ({'continuous' if classes is None else '/'.join(classes)})"
+        f"{name} ({'continuous' if classes is None else '/'.join(map(str, classes))})"
         for name, classes in behaviors.items()
     )
 
 
 def _remove_uncommitted(out: Path, committed: Iterable[str]) -> None:
-    """Remove what an interrupted conversion left, or the card's patterns would pick it up; nothing else."""
-    folders = (*(f"trials/{split}" for split in SPLITS), "units", "sessions")
+    """Remove what an interrupted conversion left, or it would be pushed with the rest; nothing else."""
     names = ("*.parquet", ".*.parquet.unfinished")
-    files = [file for folder in folders for name in names for file in out.glob(f"{folder}/{name}")]
+    files = [file for folder in FOLDERS for name in names for file in out.glob(f"{folder}/{name}")]
     # README.md and config.json are a model's.
     foreign = [*files, *(file for name in ("README.md", "config.json") if (file := out / name).exists())]
     if foreign and not committed and not (out / "held_out.json").exists():
@@ -223,7 +228,7 @@ def _convert_session(
                 writing.append(pool.submit(write_table, out / folder / file, table))
         _wait_for(writing)
     except (NEDSError, ValueError, TypeError, KeyError, MemoryError) as error:
-        for folder in (*(f"trials/{split}" for split in SPLITS), "units"):
+        for folder in FOLDERS[:-1]:
             (out / folder / file).unlink(missing_ok=True)
         if isinstance(error, NEDSError):
             return str(error).removeprefix(f"{source.session}: ")

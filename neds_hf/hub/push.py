@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 
 from neds_hf.cards.model import write_model_card
 from neds_hf.data.files import read_json
+from neds_hf.data.recordings import check_files
 from neds_hf.errors import NEDSError, one_line
 
 if TYPE_CHECKING:
@@ -122,6 +123,7 @@ def kind_of(folder: Path) -> str:
     if (folder / "trials").is_dir() and (folder / "sessions").is_dir():
         if not (folder / "README.md").exists():
             raise NEDSError(f"{folder} is no whole dataset: it has no README.md; `neds build` writes it last")
+        check_files(folder)
         return "dataset"
     configs = (folder / "config.json", folder / "adapter_config.json")
     if not any(config.exists() for config in configs) or not any(folder.glob("*.safetensors")):

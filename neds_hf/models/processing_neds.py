@@ -32,15 +32,15 @@ class NEDSProcessor(Checkpoint, ProcessorMixin):
         modalities: As in `NEDSConfig`.
         num_bins, bin_size_s, window_start_s, align_event: The trial window.
         sessions: Session id to its `"units"` (uuid of every unit, in the order of the model's rows),
-            `"mean_counts"` (mean spikes per bin of every unit) and `"scaling"` (continuous behaviour to
-            `[offset, scale]`), all of the training trials. In the order of `NEDSConfig.session_ids`.
+            `"mean_counts"` (mean spikes per bin of every unit, None where not known) and `"scaling"` (continuous
+            behaviour to `[offset, scale]`), all of the training trials. In the order of `NEDSConfig.session_ids`.
         scaling: How `add_session` chooses offset and scale: `"z_score"`, mean and standard deviation;
             `"minus_one_one"`, so that the training trials reach from -1 to 1 (paper, which does not say by which
             constants); `"zero_one"`, from 0 to 1 (published code, which looks at the test trials too).
 
     Raises:
-        ValueError: A scaling that does not exist, or statistics of a session that are not those of its units, or
-            not two finite numbers, the second not zero.
+        ValueError: A scaling that does not exist, or statistics of a session that are not those of its units, mean
+            counts that counts cannot have, or constants that are not two finite numbers, the second not zero.
     """
 
     # As its `processing_class` a Trainer saves it with the model, but takes every processor to hold a tokenizer.
@@ -71,6 +71,10 @@ class NEDSProcessor(Checkpoint, ProcessorMixin):
             if len(means) != len(units):
                 raise ValueError(
                     f"{whose} has {len(units)} units, expected as many mean_counts, found {len(means)}"
+                )
+            if impossible := [mean for mean in means if mean is not None and not 0 <= mean <= 255]:
+                raise ValueError(
+                    f"{whose}: expected mean_counts from 0 to 255, null where not known, found {impossible[0]}"
                 )
             for name, constants in session["scaling"].items():
                 if np.shape(constants) != (2,) or not np.isfinite(constants).all() or constants[1] == 0:
