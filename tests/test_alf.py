@@ -126,6 +126,19 @@ def test_spikes_out_of_order_give_the_same_counts(tmp_path):
     np.testing.assert_array_equal(read_only_session(tmp_path).spike_counts, COUNTS)
 
 
+def test_spikes_in_a_folder_of_another_name_are_said_not_to_be_read(tmp_path):
+    probes = ("probe00/pykilosort", "probe01/kilosort4", "imec0/pykilosort")
+    write_session(tmp_path, probes=probes)
+    recording = read_only_session(tmp_path)
+    assert recording.provenance["probes"] == {"probe00": "alf/probe00/pykilosort"}
+    where = "expected alf/probe00/spikes.times.npy, or in a folder iblsorter or pykilosort there"
+    assert recording.provenance["notes"] == [
+        f"alf/imec0/pykilosort/spikes.times.npy is not read: {where}",
+        f"alf/probe01/kilosort4/spikes.times.npy is not read: {where}",
+        "alf/probe01 has no spikes",
+    ]
+
+
 def test_separate_trial_arrays_are_read_like_the_table(tmp_path):
     folder = write_session(tmp_path)
     (folder / "_ibl_trials.table.pqt").unlink()
@@ -617,7 +630,11 @@ def change_trials(**columns):
         (change_trials(choice=0), "none of its 12 trials is left.*'no choice': 12"),
         (
             lambda folder: write_trials(folder, trials_table().drop(columns="feedback_times")),
-            "there is no alf/_ibl_trials.feedback_times.npy",
+            "there is no alf/_ibl_trials.feedback_times.npy, and alf/_ibl_trials.table.pqt has only intervals_0, ",
+        ),
+        (
+            lambda folder: (folder / "probe00").rename(folder / "imec0"),
+            "expected alf/probe00/spikes.times.npy, .*, found alf/imec0/pykilosort/spikes.times.npy",
         ),
     ],
 )

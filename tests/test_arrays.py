@@ -73,6 +73,8 @@ def test_without_options_no_trial_is_dropped(tmp_path):
     recording = read_arrays(write(tmp_path / "a.npz", choice=np.array([1, 0, -1]), **times), None)
     np.testing.assert_array_equal(recording.categorical["choice"], [1, -1, 0])
     assert recording.dropped_trials == {}
+    few = read_arrays(write(tmp_path / "a.npz", choice=np.array([1, 0, 1])), None)
+    np.testing.assert_array_equal(few.categorical["choice"], [1, -1, 1])
 
 
 def test_what_is_null_in_meta_is_not_known(tmp_path):
@@ -165,6 +167,7 @@ def test_units_keep_the_ids_that_the_file_names(tmp_path):
         ({"choice": np.array([1, 2, -1])}, "choice holds 2, expected one of -1, 1, 0"),
         ({"choice": np.array(["l", "r", "l"])}, "choice is <U1, expected numbers"),
         ({"choice": np.array([True, False, True])}, "choice is bool, expected numbers, one of -1, 1, 0"),
+        ({"choice": np.array([1, 0, 1])}, r"choice holds 0 and 1 only, expected -1 right and \+1 left"),
         ({"choice": np.array([1, -1])}, r"choice is \(2,\), expected \(3,\)"),
         ({"probability_left": np.array([0.2, 0.3, 0.5])}, "block holds 0.3, expected one of 0.2, 0.5, 0.8"),
         ({"trial_index": np.array([2, 1, 3])}, r"whole numbers below 2\*\*31 that increase"),
@@ -234,6 +237,19 @@ def test_a_name_that_stands_for_something_else_later_on_is_refused_at_once(tmp_p
     path = write(tmp_path / "a.npz", **{name: np.zeros((3, 2))})
     with pytest.raises(NEDSError, match=f"a behaviour cannot be named '{name}': {reason}"):
         array_sources([path], OPTIONS, [name])
+
+
+def test_a_number_a_trial_that_hardly_recurs_is_no_categorical_behaviour(tmp_path):
+    trials = 30
+    arrays = {"spike_counts": np.zeros((trials, 2, 2)), "wheel_speed": None, "probability_left": None}
+    arrays |= {"choice": np.resize([-1, 1], trials), "trial_index": None}
+    path = write(tmp_path / "a.npz", **arrays, latency=np.linspace(0, 1, trials), odor=np.arange(trials) % 20)
+    with pytest.raises(
+        NEDSError, match=r"latency holds 30 different values in 30 trials: .* is \(trials, bins\)"
+    ):
+        array_sources([path], OPTIONS, ["latency"])
+    _, _, behaviors = array_sources([path], OPTIONS, ["odor"])  # few enough to be classes
+    assert len(behaviors["odor"]) == 20
 
 
 def test_a_value_without_a_class_is_refused(tmp_path):

@@ -49,6 +49,29 @@ def test_the_defaults_are_what_the_page_of_results_found_best(dataset, model_fol
     assert {name: search.get_default(name) for name in best} == best
 
 
+def test_a_behaviour_that_the_model_does_not_know_is_said_to_be_left_out(
+    model_folder, tmp_path, capsys, error_of, finetune_arguments
+):
+    def read(only_pupil: bool):
+        recording = simulate("cat")
+        pupil = {"pupil": recording.continuous["wheel_speed"]}
+        if only_pupil:
+            return replace(recording, continuous=pupil, categorical={}, classes={})
+        return replace(recording, continuous=recording.continuous | pupil)
+
+    for name, behaviors in (("both", {**BEHAVIORS, "pupil": None}), ("pupil", {"pupil": None})):
+        source = Source("cat", name, lambda name=name: read(name == "pupil"))
+        convert(tmp_path / name, [source], OPTIONS, behaviors)
+    arguments = finetune_arguments(model_folder, tmp_path / "out")
+    arguments[arguments.index("--dataset") + 1] = str(tmp_path / "both")
+    assert main(["finetune", *arguments]) == 0
+    assert f"{model_folder} does not know pupil of {tmp_path / 'both'}" in capsys.readouterr().err
+    arguments = finetune_arguments(model_folder, tmp_path / "none")
+    arguments[arguments.index("--dataset") + 1] = str(tmp_path / "pupil")
+    assert f"none of the behaviours of {model_folder}" in (error := error_of("finetune", *arguments))
+    assert error.endswith("choice, block, wheel_speed, whisker_motion_energy, found pupil")
+
+
 def test_an_animal_whose_dataset_orders_classes_otherwise_gives_the_same(
     model_folder, dataset, tmp_path, finetune_arguments
 ):

@@ -21,7 +21,7 @@ from neds_hf.training.arguments import (
 )
 from neds_hf.training.fit import check_metric, configuration_of, fit
 from neds_hf.training.runs import fingerprint_of
-from neds_hf.training.sessions import add_sessions, load_model, trained_on_others
+from neds_hf.training.sessions import add_sessions, load_model, trained_behaviors, trained_on_others
 from neds_hf.training.strategies import STRATEGIES, freeze, with_adapter
 
 # What of NEDSConfig may be set: it changes the training, not the weights that there are.
@@ -89,7 +89,14 @@ def train(
     model, processor, configuration = prepare(recordings, args, arguments.model, arguments.strategy, settings)
     check_metric(args, processor, recordings)
     # A search, which brings callbacks, says it of its best model alone.
-    if args.should_save and not callbacks and (others := trained_on_others(processor, whole, "test")):
+    speaks = args.should_save and not callbacks
+    if speaks and (unknown := trained_behaviors(recordings).keys() - processor.behaviors.keys()):
+        print(
+            f"neds finetune: {arguments.model} does not know {', '.join(sorted(unknown))} of {arguments.dataset}, "
+            "which is left out: only pretraining teaches a behaviour",
+            file=sys.stderr,
+        )
+    if speaks and (others := trained_on_others(processor, whole, "test")):
         print(
             f"neds finetune: {arguments.dataset} does not have the training trials of {arguments.model} for "
             f"session {', '.join(others)} (another --fold?): it may have learned from test trials",
@@ -111,13 +118,18 @@ def prepare(
         settings: Values of NEDSConfig instead of the model's.
 
     Raises:
-        NEDSError: There is no such model, it cannot be set so, or the recordings do not fit it; or an adapter of a
-            model that is not on the Hub is to be pushed.
+        NEDSError: There is no such model, it cannot be set so, or the recordings do not fit it or have none of its
+            behaviours; or an adapter of a model that is not on the Hub is to be pushed.
     """
     set_seed(args.seed)
     model, processor = load_model(source, settings)
     if strategy == "lora" and find_adapter_config_file(source):
         raise NEDSError(f"{source} is an adapter itself; --strategy lora starts from a whole model")
+    if not (there := trained_behaviors(recordings)).keys() & processor.behaviors.keys():
+        raise NEDSError(
+            f"{recordings.source} has none of the behaviours of {source} in its training trials: expected one of "
+            f"{', '.join(processor.behaviors)}, found {', '.join(there) or 'none'}"
+        )
     if strategy == "lora" and args.push_to_hub:
         check_base(model, source)
     configuration = configuration_of(

@@ -261,8 +261,11 @@ def _read_trials(datasets: _SessionDatasets, align_event: str) -> tuple[pd.DataF
     for name in (*dict.fromkeys((*TRIAL_EVENTS, align_event)), "choice", "probabilityLeft"):
         if name in table:
             trials[name] = np.asarray(table[name], dtype=float)
-        elif name != "probabilityLeft" or f"{task}/_ibl_trials.{name}.npy" in datasets:
-            trials[name] = np.asarray(datasets.load(f"{task}/_ibl_trials.{name}.npy"), dtype=float)
+        elif (file := f"{task}/_ibl_trials.{name}.npy") in datasets:
+            trials[name] = np.asarray(datasets.load(file), dtype=float)
+        elif name != "probabilityLeft":
+            columns = f", and {table_path} has only {', '.join(table)}" if table_path in datasets else ""
+            raise NEDSError(f"{datasets.session}: there is no {file}{columns}")
     lengths = {name: values.shape for name, values in trials.items()}
     if len(set(lengths.values())) > 1:
         raise NEDSError(f"{datasets.session}: columns of the trials differ in length: {lengths}")
@@ -312,6 +315,12 @@ def filter_trials(trials: pd.DataFrame, options: ConversionOptions) -> tuple[np.
 
 def _find_probes(datasets: _SessionDatasets) -> dict[str, tuple[str, np.ndarray]]:
     """Probe to its folder of sorted spikes and their times (spikes,), for every probe that has some."""
+    sorters = [sorter for sorter in SORTERS if sorter]
+    expected = f"expected alf/probe00/spikes.times.npy, or in a folder {' or '.join(sorters)} there"
+    place = rf"alf/probe[^/]*/(({'|'.join(sorters)})/)?spikes\.times\.npy"
+    spikes = [path for path in datasets if path.endswith("/spikes.times.npy")]
+    elsewhere = [path for path in spikes if not re.fullmatch(place, path)]
+    datasets.notes += [f"{path} is not read: {expected}" for path in elsewhere]
     probes = {}
     for probe in sorted({path.split("/")[1] for path in datasets if re.match(r"alf/probe[^/]*/", path)}):
         candidates = [f"alf/{probe}/{sorter}".rstrip("/") for sorter in SORTERS]
@@ -325,10 +334,8 @@ def _find_probes(datasets: _SessionDatasets) -> dict[str, tuple[str, np.ndarray]
             continue
         probes[probe] = folder, spike_times
     if not probes:
-        raise NEDSError(
-            f"{datasets.session}: no spikes, expected alf/probe00/spikes.times.npy, or in a folder "
-            f"{' or '.join(filter(None, SORTERS))} there"
-        )
+        found = f", found {', '.join(elsewhere)}" if elsewhere else ""
+        raise NEDSError(f"{datasets.session}: no spikes, {expected}{found}")
     return probes
 
 

@@ -8,6 +8,7 @@ A file holds `meta`, a JSON string with `session`, `bin_size_s`, `align_event`, 
 import hashlib
 import json
 import zipfile
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
@@ -33,6 +34,9 @@ META_KEYS = ("session", "bin_size_s", "align_event", "window_s")
 NO_BEHAVIORS = (*TRIAL_COLUMNS, "meta", "unit_uuid", "unit_region")
 # What stands beside behaviours: in a model, and in the files of `neds predict`.
 TAKEN_NAMES = ("spikes", "times_s", "unit_index", "log_rates")
+
+# Where more, in more than half of the trials, are no classes but numbers of a continuous variable.
+MAX_CLASSES = 20
 
 
 def read_arrays(
@@ -80,7 +84,12 @@ def read_arrays(
 
     drops = {}
     if options and "choice" in kinds:
-        drops["no choice"] = _array(path, arrays, "choice", shape[:1]) == 0
+        choice = _array(path, arrays, "choice", shape[:1])
+        if set(np.unique(choice[~np.isnan(choice)])) == {0, 1}:
+            raise NEDSError(
+                f"{path}: choice holds 0 and 1 only, expected -1 right and +1 left; 0, no choice, drops the trial"
+            )
+        drops["no choice"] = choice == 0
     if options and "reaction_time_s" in arrays:
         low, high = options.reaction_time_s
         reaction_time = _array(path, arrays, "reaction_time_s", shape[:1])
@@ -142,12 +151,12 @@ def array_sources(
 
     Raises:
         NEDSError: The files differ in window, bin size, event or in the kind of a behaviour, no file holds a named
-            behaviour, or a behaviour cannot have that name.
+            behaviour, a behaviour cannot have that name, or a categorical one hardly has a value twice.
     """
     paths = [Path(path) for path in paths]
     named = list(behaviors or ())
     _check_names(named)
-    metas, kinds, names = {}, {}, {}
+    metas, kinds, names, trials = {}, {}, {}, Counter()
     for path in paths:
         arrays = _open(path)
         metas[path] = _meta(path, arrays)
@@ -155,6 +164,7 @@ def array_sources(
         for name, kind in _behavior_kinds(path, arrays, names[path]).items():
             if kinds.setdefault(name, kind) != kind:
                 raise NEDSError(f"{path}: {name} is {kind}, but {kinds[name]} in another file")
+            trials[name] += len(_load(path, arrays, _array_name(arrays, name)))
     first = metas[paths[0]]
     for path, meta in metas.items():
         for key in ("window_s", "bin_size_s", "align_event"):
@@ -169,6 +179,12 @@ def array_sources(
     classes = classes_of(
         paths, [n for n, kind in kinds.items() if kind == "categorical" and n not in IBL_CLASSES]
     )
+    for name, found in classes.items():
+        if len(found) > max(MAX_CLASSES, trials[name] / 2):
+            raise NEDSError(
+                f"{name} holds {len(found)} different values in {trials[name]} trials: an array (trials,) is a "
+                "categorical behaviour, whose classes recur; a continuous one is (trials, bins)"
+            )
     sources = [
         Source(meta["session"], _sha256(path), partial(read_arrays, path, options, names[path], classes))
         for path, meta in metas.items()

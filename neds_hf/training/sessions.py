@@ -13,7 +13,7 @@ from transformers.utils import find_adapter_config_file
 from neds_hf.data.collator import class_indices
 from neds_hf.data.files import read_json
 from neds_hf.data.recordings import Recordings
-from neds_hf.data.schema import SPLITS, behaviors_of
+from neds_hf.data.schema import SPLITS, Behaviors, behaviors_of
 from neds_hf.errors import NEDSError, one_line, require
 from neds_hf.models.configuration_neds import CHECKPOINTS, IBL_MODALITIES, NEDSConfig
 from neds_hf.models.modeling_neds import NEDSModel
@@ -126,6 +126,13 @@ def _load_processor(folder: str) -> NEDSProcessor:
     return NEDSProcessor.from_pretrained(folder)
 
 
+def trained_behaviors(recordings: Recordings) -> Behaviors:
+    """The behaviours that some training trial has."""
+    behaviors = behaviors_of(recordings.features)
+    train = recordings.split("train").select_columns(list(behaviors)).with_format("arrow")[:]
+    return {name: c for name, c in behaviors.items() if train[name].null_count < len(train)}
+
+
 def new_processor(recordings: Recordings, scaling: str = "z_score") -> NEDSProcessor:
     """A processor for these sessions, its statistics from their training trials; `scaling` as in `NEDSProcessor`.
 
@@ -135,9 +142,7 @@ def new_processor(recordings: Recordings, scaling: str = "z_score") -> NEDSProce
     Raises:
         NEDSError: No session has a behaviour, or one never changes.
     """
-    behaviors = behaviors_of(recordings.features)
-    train = recordings.split("train").select_columns(list(behaviors)).with_format("arrow")[:]
-    behaviors = {name: c for name, c in behaviors.items() if train[name].null_count < len(train)}
+    behaviors = trained_behaviors(recordings)
     if not behaviors:
         raise NEDSError(
             f"{recordings.source} has no behaviour in its training trials, expected one at least; those of trial "
