@@ -248,6 +248,12 @@ def test_a_number_a_trial_that_hardly_recurs_is_no_categorical_behaviour(tmp_pat
         NEDSError, match=r"latency holds 30 different values in 30 trials: .* is \(trials, bins\)"
     ):
         array_sources([path], OPTIONS, ["latency"])
+    # Missing trials do not count.
+    latency = np.where(np.arange(2 * trials) < trials, np.linspace(0, 2, 2 * trials), np.nan)
+    assert len(np.unique(latency[:trials])) == trials
+    arrays |= {"spike_counts": np.zeros((2 * trials, 2, 2)), "choice": np.resize([-1, 1], 2 * trials)}
+    with pytest.raises(NEDSError, match="latency holds 30 different values in 30 trials"):
+        array_sources([write(tmp_path / "b.npz", **arrays, latency=latency)], OPTIONS, ["latency"])
     _, _, behaviors = array_sources([path], OPTIONS, ["odor"])  # few enough to be classes
     assert len(behaviors["odor"]) == 20
 

@@ -80,7 +80,7 @@ def test_scale_out(tmp_path):
 def second_fails(rank: int, *_) -> None:
     if rank == 1:
         raise OSError("no room")
-    time.sleep(60)
+    time.sleep(600)
 
 
 def test_a_process_that_fails_leaves_no_other_waiting_for_it(tmp_path, monkeypatch):
@@ -88,7 +88,7 @@ def test_a_process_that_fails_leaves_no_other_waiting_for_it(tmp_path, monkeypat
     start = time.monotonic()
     with pytest.raises(ProcessRaisedException, match="no room"):
         scale_out.step_times(tmp_path, "together", "of `small`", Namespace(preset="tiny", batch=4, steps=2))
-    assert time.monotonic() - start < 60
+    assert time.monotonic() - start < 500
 
 
 def test_gpu_on_the_cpu(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -205,6 +206,14 @@ def test_a_dataset_of_which_a_file_is_gone(tmp_path):
     (folder / "units" / "bob.parquet").unlink()
     with pytest.raises(NEDSError, match=f"there is no file {folder / 'units' / 'bob.parquet'}$"):
         push(folder, "lab/x")
+
+
+def test_a_dataset_in_a_folder_named_as_a_builder_is_looked_through(tmp_path, monkeypatch):
+    write_dataset(tmp_path / "parquet")
+    (tmp_path / "parquet" / "units" / "bob.parquet").unlink()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(NEDSError, match=r"there is no file .*bob\.parquet$"):
+        push(Path("parquet"), "lab/x")
 
 
 def test_a_run_that_was_cut_off(model):

@@ -171,11 +171,11 @@ def test_a_scaling_that_does_not_exist_is_refused():
         ({"mean_counts": [0.5, 1.0, 2.0]}, "has 2 units, expected as many mean_counts, found 3"),
         (
             {"mean_counts": [-0.5, 1.0]},
-            ": expected mean_counts from 0 to 255, null where not known, found -0.5",
+            ": expected mean_counts of 0 or more, null where not known, found -0.5",
         ),
         (
             {"mean_counts": [1.0, NAN]},
-            ": expected mean_counts from 0 to 255, null where not known, found nan",
+            ": expected mean_counts of 0 or more, null where not known, found nan",
         ),
         ({"scaling": {"wheel": [1.0]}}, r": expected an offset and a scale of wheel, found \[1.0\]"),
         (
@@ -194,6 +194,13 @@ def test_statistics_that_were_damaged_are_refused_where_they_are_read(tmp_path, 
     processor.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=f"session 'z' ?{message}$"):
         AutoProcessor.from_pretrained(tmp_path)
+
+
+def test_a_session_whose_counts_are_none_is_refused_where_it_is_learned():
+    counts = np.ones((3, 2, 2))
+    counts[1, 0, 1] = NAN
+    with pytest.raises(ValueError, match=r"session 'new': expected mean_counts of 0 or more, .*found nan"):
+        make_processor().add_session("new", ["a", "b"], counts, {})
 
 
 def test_order_and_statistics_survive_saving(tmp_path):

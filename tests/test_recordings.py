@@ -130,6 +130,12 @@ def test_a_damaged_file_is_named(dataset, tmp_path, error_of, monkeypatch, file,
     assert reason in error
 
 
+def test_a_folder_named_as_a_builder_of_datasets_is_opened(tmp_path, monkeypatch):
+    write_dataset(tmp_path / "parquet", ["ann"])
+    monkeypatch.chdir(tmp_path)
+    assert open_recordings("parquet").session_ids == ["ann"]
+
+
 def test_a_provenance_that_was_edited_by_hand_is_an_error_before_the_training(tmp_path, error_of):
     file = write_dataset(tmp_path / "dataset", ["ann"]) / "sessions" / "ann.parquet"
     row = pq.read_table(file).to_pylist()[0]

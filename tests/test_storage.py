@@ -423,6 +423,18 @@ def test_a_session_of_which_a_file_is_gone_is_converted_again(tmp_path, folder):
     assert counts == {"unchanged": 1, "converted": 1} and file.read_bytes() == before
 
 
+def test_a_session_of_which_a_file_is_gone_is_not_passed_over(tmp_path):
+    convert(tmp_path, [source("s1"), source("s2")], OPTIONS, BEHAVIORS)
+    (tmp_path / "units/s2.parquet").unlink()
+    with pytest.raises(
+        NEDSError, match=f"there is no file {tmp_path}/units/s2.parquet: convert session s2 again"
+    ):
+        convert(tmp_path, [source("s1")], OPTIONS, BEHAVIORS)
+    (tmp_path / "sessions/s2.parquet").unlink()  # as the error proposes
+    assert convert(tmp_path, [source("s1")], OPTIONS, BEHAVIORS) == {"unchanged": 1}
+    assert load(tmp_path, "trials", split="train").num_rows == 7
+
+
 def test_files_of_the_user_s_own_are_left_where_they_are(tmp_path):
     files = [tmp_path / name for name in ("trials/m1/day0.npz", "trials/train/a.txt", "units/my/units.csv")]
     for file in files:
@@ -514,6 +526,14 @@ def test_a_session_that_fails_after_a_change_leaves_nothing_stale(tmp_path):
     convert(out, [source("s1"), source("s2")], OPTIONS, BEHAVIORS)
     convert(out, [source("s1", fail, fingerprint="2"), source("s2")], OPTIONS, BEHAVIORS)
     assert not list(out.rglob("s1.parquet"))
+
+
+def test_a_session_that_fails_alone_leaves_the_others_to_be_loaded(tmp_path):
+    out = tmp_path / "out"
+    convert(out, [source("s1"), source("s2")], OPTIONS, BEHAVIORS)
+    with pytest.raises(NEDSError, match="none of 1 sessions could be converted"):
+        convert(out, [source("s1", fail, fingerprint="2")], OPTIONS, BEHAVIORS)
+    assert set(load(out, "trials", split="train")["session"]) == {"s2"}
 
 
 def test_when_no_session_converts_the_reasons_are_raised(tmp_path):

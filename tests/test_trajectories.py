@@ -10,9 +10,10 @@ from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.utils import DistributedType
 from safetensors.torch import load_file
 from small_dataset import pretrain_arguments
+from torch.distributed import TCPStore
 from torchrun import TORCHRUN
 
-from neds_hf.cli.main import leave_processes, main
+from neds_hf.cli.main import leave_processes, main, say
 from neds_hf.models import NEDSModel
 from neds_hf.training.runs import alone
 
@@ -143,6 +144,17 @@ def test_what_every_process_refuses_is_said_once(torchrun, tmp_path):
     assert process.returncode == 1 and output == ""
     said = [line for line in errors.splitlines() if line.startswith("neds pretrain: ")]
     assert said == [f"neds pretrain: no dataset folder {tmp_path / 'nowhere'}"]
+
+
+def test_errors_that_differ_are_all_said(monkeypatch, capsys):
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # as torchrun's
+    of_torchrun = {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0"}
+    for name, value in {**of_torchrun, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port)}.items():
+        monkeypatch.setenv(name, value)
+    for error in ("no dataset folder a", "no dataset folder a", "no dataset folder b"):
+        say(error)
+    say("another has ended", unless_another=True)
+    assert capsys.readouterr().err == "no dataset folder a\nno dataset folder b\n"
 
 
 @pytest.mark.parametrize(

@@ -65,7 +65,7 @@ def run(name: str, argv: list[str] | None = None) -> int:
     except Exception as error:
         if not LEFT_ALONE.search(str(error)):
             raise
-        say(f"neds {name}: another of the processes that train together has ended")
+        say(f"neds {name}: another of the processes that train together has ended", unless_another=True)
         return 1
     except KeyboardInterrupt:
         print(f"neds {name}: stopped; run it again to resume", file=sys.stderr)
@@ -74,15 +74,19 @@ def run(name: str, argv: list[str] | None = None) -> int:
         leave_processes()
 
 
-def say(error: str) -> None:
-    """Print an error; of the processes that `torchrun` started, the first that has one does."""
+def say(error: str, unless_another: bool = False) -> None:
+    """Print an error; of the processes that `torchrun` started, the first that has this one does, or, with
+    `unless_another`, the first that has any."""
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
         from torch.distributed import TCPStore
 
         where = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         attempt = os.environ["TORCHELASTIC_RESTART_COUNT"]
         try:
-            if TCPStore(*where, timeout=timedelta(seconds=10)).add(f"neds errors {attempt}", 1) > 1:
+            store = TCPStore(*where, timeout=timedelta(seconds=3))
+            number = store.add(f"neds errors {attempt}", 1)
+            same = store.add(f"neds errors {attempt} {error}", 1)
+            if (number if unless_another else same) > 1:
                 return
         except RuntimeError:  # the store has ended, and so have the others
             pass

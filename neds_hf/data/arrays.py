@@ -35,7 +35,7 @@ NO_BEHAVIORS = (*TRIAL_COLUMNS, "meta", "unit_uuid", "unit_region")
 # What stands beside behaviours: in a model, and in the files of `neds predict`.
 TAKEN_NAMES = ("spikes", "times_s", "unit_index", "log_rates")
 
-# Where more, in more than half of the trials, are no classes but numbers of a continuous variable.
+# More values than these, and than half as many as there are trials, are no classes but a continuous variable.
 MAX_CLASSES = 20
 
 
@@ -122,21 +122,28 @@ def classes_of(paths: Iterable[str | Path], names: Iterable[str]) -> dict[str, t
     """Class names of categorical arrays: all values that occur in any of the files, sorted.
 
     Raises:
-        NEDSError: An array is numbers in one file and text in another.
+        NEDSError: An array is numbers in one file and text in another, or hardly has a value twice.
     """
-    values = {name: {} for name in names}
+    values, trials = {name: {} for name in names}, Counter()
     for path in map(Path, paths):
         arrays = _open(path)
         for name, found in values.items():
             if name in arrays:
-                unique = np.unique(_load(path, arrays, name))
-                found.update((_class_name(value), value) for value in unique[~_is_missing(unique)])
+                unique, numbers = np.unique(_load(path, arrays, name), return_counts=True)
+                there = ~_is_missing(unique)
+                found.update((_class_name(value), value) for value in unique[there])
+                trials[name] += numbers[there].sum()
     classes = {}
     for name, found in values.items():
         try:
             classes[name] = tuple(sorted(found, key=found.get))
         except TypeError:
             raise NEDSError(f"{name} is text in one file and numbers in another") from None
+        if len(found) > max(MAX_CLASSES, trials[name] / 2):
+            raise NEDSError(
+                f"{name} holds {len(found)} different values in {trials[name]} trials: an array (trials,) is a "
+                "categorical behaviour, whose classes recur; a continuous one is (trials, bins)"
+            )
     return classes
 
 
@@ -156,7 +163,7 @@ def array_sources(
     paths = [Path(path) for path in paths]
     named = list(behaviors or ())
     _check_names(named)
-    metas, kinds, names, trials = {}, {}, {}, Counter()
+    metas, kinds, names = {}, {}, {}
     for path in paths:
         arrays = _open(path)
         metas[path] = _meta(path, arrays)
@@ -164,7 +171,6 @@ def array_sources(
         for name, kind in _behavior_kinds(path, arrays, names[path]).items():
             if kinds.setdefault(name, kind) != kind:
                 raise NEDSError(f"{path}: {name} is {kind}, but {kinds[name]} in another file")
-            trials[name] += len(_load(path, arrays, _array_name(arrays, name)))
     first = metas[paths[0]]
     for path, meta in metas.items():
         for key in ("window_s", "bin_size_s", "align_event"):
@@ -179,12 +185,6 @@ def array_sources(
     classes = classes_of(
         paths, [n for n, kind in kinds.items() if kind == "categorical" and n not in IBL_CLASSES]
     )
-    for name, found in classes.items():
-        if len(found) > max(MAX_CLASSES, trials[name] / 2):
-            raise NEDSError(
-                f"{name} holds {len(found)} different values in {trials[name]} trials: an array (trials,) is a "
-                "categorical behaviour, whose classes recur; a continuous one is (trials, bins)"
-            )
     sources = [
         Source(meta["session"], _sha256(path), partial(read_arrays, path, options, names[path], classes))
         for path, meta in metas.items()

@@ -13,11 +13,13 @@ from neds_hf.errors import NEDSError, one_line
 
 # What `check_content` says that it expected; of other types, a number.
 LIST_OR_NULL = (list, type(None))
+TEXT_OR_NULL = (str, type(None))
 KINDS = {
     dict: "a mapping",
     list: "a list",
     LIST_OR_NULL: "a list or null",
     str: "text",
+    TEXT_OR_NULL: "text or null",
     int: "a whole number",
 }
 # How torch and safetensors say that the system did not let them write; neither raises OSError.

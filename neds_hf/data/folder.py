@@ -15,7 +15,7 @@ from huggingface_hub import DatasetCard, DatasetCardData
 from yaml import YAMLError
 
 from neds_hf.cards.rendering import origin_in_words, render
-from neds_hf.data.files import LIST_OR_NULL, check_content, parse_json, read_json, written_whole
+from neds_hf.data.files import LIST_OR_NULL, TEXT_OR_NULL, check_content, parse_json, read_json, written_whole
 from neds_hf.data.origin import license_of, origins
 from neds_hf.data.schema import SESSION_FEATURES, SPLITS
 from neds_hf.errors import NEDSError, one_line
@@ -29,7 +29,7 @@ JSON_COLUMNS = {
         "version": str,
         "options": dict,
         "behaviors": {"*": LIST_OR_NULL},
-        "source?": str,
+        "source?": TEXT_OR_NULL,
     },
 }
 

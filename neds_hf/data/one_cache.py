@@ -141,7 +141,7 @@ def make_cache_tables(cache_dir: str | Path) -> None:
             "datasets.pqt": (datasets.set_index(["eid", "id"]), datasets_origin),
             "sessions.pqt": (sessions.set_index("id"), sessions_origin),
         }
-        with FileLock(cache_dir / ".lock"):  # another process may be at it too
+        with FileLock(cache_dir / ".tables.lock", mode=0o666):  # another process may be at it too
             for name, table in tables.items():
                 with written_whole(cache_dir / name) as unfinished:
                     parquet.save(unfinished, *table)

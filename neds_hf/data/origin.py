@@ -6,8 +6,9 @@ from importlib import resources
 import pandas as pd
 import yaml
 
-from neds_hf.data.files import parse_json
+from neds_hf.data.files import TEXT_OR_NULL, parse_json
 from neds_hf.data.schema import SIMULATED_LAB
+from neds_hf.errors import NEDSError
 
 
 def origins(sessions: pd.DataFrame) -> dict[str, int]:
@@ -20,8 +21,10 @@ def origins(sessions: pd.DataFrame) -> dict[str, int]:
         sessions: Rows of a dataset's `sessions` table.
 
     Raises:
-        NEDSError: A session's `provenance` is none.
+        NEDSError: A column is not there, or a session's `provenance` is none.
     """
+    if missing := [name for name in ("session", "lab", "provenance") if name not in sessions]:
+        raise NEDSError(f"table sessions: expected a column {missing[0]!r}, found {', '.join(sessions)}")
     return dict(Counter(map(_origin, sessions["session"], sessions["lab"], sessions["provenance"])))
 
 
@@ -40,8 +43,8 @@ def repeated_site_sessions() -> dict[str, list[str]]:
 
 
 def _origin(session: str, lab: str, provenance: str) -> str:
-    provenance = parse_json(f"session {session}", provenance, {"source?": str}, "provenance")
-    source = provenance.get("source", "")
+    provenance = parse_json(f"session {session}", provenance, {"source?": TEXT_OR_NULL}, "provenance")
+    source = provenance.get("source") or ""
     if lab == SIMULATED_LAB or "simulat" in source.lower():
         return "simulated"
     return "real" if source or "signals" in provenance else "unknown"

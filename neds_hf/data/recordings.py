@@ -11,7 +11,6 @@ import datasets
 import pandas as pd
 import pyarrow.parquet as pq
 
-from neds_hf.data.origin import origins
 from neds_hf.data.schema import SPLITS, check_path
 from neds_hf.data.trials import SessionTrials, session_trials
 from neds_hf.errors import NEDSError, one_line
@@ -121,21 +120,21 @@ def open_recordings(source: str | Path, config: str = "trials") -> Recordings:
         config: `"trials"` (all sessions), `"pretrain"` or `"held_out"` where the dataset has them.
 
     Raises:
-        NEDSError: There is no such dataset or configuration, a file of it is gone or damaged, a session's
-            `provenance` is none, or the cache of `datasets` cannot be written.
+        NEDSError: There is no such dataset or configuration, a file of it is gone or damaged, or the cache of
+            `datasets` cannot be written.
     """
-    source = str(source)
+    where = source = str(source)
     if Path(source).exists():
         if not Path(source, "README.md").exists():
             raise NEDSError(f"{source} is no dataset folder: it has no README.md; `neds build` makes one")
         check_path(Path(source))
+        where = str(Path(source).absolute())  # a word alone may be the name of a builder
     elif source.count("/") != 1:
         raise NEDSError(f"no dataset folder {source}")
     with _errors_of(source, config):
-        splits = dict(datasets.load_dataset(source, config))
-        units = datasets.load_dataset(source, "units", split="train").to_pandas()
-        sessions = datasets.load_dataset(source, "sessions", split="train").to_pandas()
-    origins(sessions)  # the card of a model trained on them says these, when it is too late for an error
+        splits = dict(datasets.load_dataset(where, config))
+        units = datasets.load_dataset(where, "units", split="train").to_pandas()
+        sessions = datasets.load_dataset(where, "sessions", split="train").to_pandas()
     recordings = Recordings(
         source, {name: splits[name] for name in SPLITS if name in splits}, units, sessions
     )
@@ -153,11 +152,12 @@ def check_files(folder: str | Path) -> None:
     """Make sure that a dataset folder has the files that its card lists.
 
     Raises:
-        NEDSError: One is gone, or the card is none of a dataset.
+        NEDSError: One is gone, the card is none of a dataset, or `datasets` would take the path for a pattern.
     """
+    check_path(Path(folder))
     for config in ("trials", "units", "sessions"):
         with _errors_of(str(folder), config):
-            datasets.load_dataset_builder(str(folder), config)
+            datasets.load_dataset_builder(str(Path(folder).absolute()), config)
 
 
 @contextmanager
@@ -171,7 +171,7 @@ def _errors_of(source: str, config: str) -> Iterator[None]:
         what, reason = f"{source} is no dataset with a configuration {config!r}", one_line(cause)
         if getattr(cause, "errno", None):  # of the system
             what = f"{source} cannot be read, or the cache of datasets (in $HF_HOME) not be written"
-        elif gone := re.match("Unable to find '(.+?)'", reason):
+        elif gone := re.match(r"Unable to find '(.+?\.parquet)'", reason):
             what = f"{source} is not whole, `neds build` converts session {Path(gone[1]).stem} again"
             reason = f"there is no file {gone[1]}"
         elif generating and (file := _damaged_file(source)):

@@ -104,18 +104,22 @@ def convert(
             _check_same_conversion(out, session, mark, conversion)
         dropped, stored = dropped_sessions(out), held_out_sessions(out)
         held_out = stored if held_out is None else sorted({*held_out})
-        known = {*stored, *marks, *dropped, *(source.session for source in sources)}
+        given = {source.session for source in sources}
+        known = {*stored, *marks, *dropped, *given}
         known.update(*repeated_site_sessions().values())
         if unknown := set(held_out) - known:
             raise NEDSError(f"held-out session {min(unknown)} is not among the sessions of {out}")
         _remove_uncommitted(out, marks)
         write_json(out / "held_out.json", held_out)
 
-        done = {
-            session: (mark["fingerprint"], mark["version"])
-            for session, mark in marks.items()
-            if all((out / folder / f"{session}.parquet").exists() for folder in FOLDERS)
-        }
+        done = {session: (mark["fingerprint"], mark["version"]) for session, mark in marks.items()}
+        for session, file in _files_gone(out, marks):
+            if session not in given:
+                raise NEDSError(
+                    f"there is no file {file}: convert session {session} again with the others, or delete "
+                    f"{out / 'sessions' / file.name}"
+                )
+            done.pop(session, None)
         todo = [
             source
             for source in sources
@@ -134,11 +138,12 @@ def convert(
 
         dropped_file = out / "dropped_sessions.json"
         write_json(dropped_file, dict(sorted(dropped.items())))
+        if any((out / "sessions").glob("*.parquet")):
+            write_card(out)
         if not counts["converted"] + counts["unchanged"]:
             reasons = "\n  ".join(f"{source.session}: {dropped[source.session]}" for source in sources[:5])
             more = f"\n  ... {len(sources) - 5} more in {dropped_file}" if len(sources) > 5 else ""
             raise NEDSError(f"none of {len(sources)} sessions could be converted:\n  {reasons}{more}")
-        write_card(out)
         return counts
 
 
@@ -211,6 +216,11 @@ def _remove_uncommitted(out: Path, committed: Iterable[str]) -> None:
     for file in files:
         if file.stem not in committed:
             file.unlink()
+
+
+def _files_gone(out: Path, sessions: Iterable[str]) -> list[tuple[str, Path]]:
+    files = ((session, out / folder / f"{session}.parquet") for session in sessions for folder in FOLDERS)
+    return [(session, file) for session, file in files if not file.exists()]
 
 
 def _convert_session(

@@ -72,10 +72,7 @@ class NEDSProcessor(Checkpoint, ProcessorMixin):
                 raise ValueError(
                     f"{whose} has {len(units)} units, expected as many mean_counts, found {len(means)}"
                 )
-            if impossible := [mean for mean in means if mean is not None and not 0 <= mean <= 255]:
-                raise ValueError(
-                    f"{whose}: expected mean_counts from 0 to 255, null where not known, found {impossible[0]}"
-                )
+            _check_means(whose, [mean for mean in means if mean is not None])
             for name, constants in session["scaling"].items():
                 if np.shape(constants) != (2,) or not np.isfinite(constants).all() or constants[1] == 0:
                     raise ValueError(f"{whose}: expected an offset and a scale of {name}, found {constants}")
@@ -139,7 +136,8 @@ class NEDSProcessor(Checkpoint, ProcessorMixin):
                 rest is not looked at.
 
         Raises:
-            ValueError: A known session, wrong shapes, no trials, or a continuous behaviour that never changes.
+            ValueError: A known session, wrong shapes, no trials, counts that are none, or a continuous behaviour
+                that never changes.
         """
         if session in self.session_ids:
             raise ValueError(f"session {session!r} is already in this processor")
@@ -173,11 +171,13 @@ class NEDSProcessor(Checkpoint, ProcessorMixin):
                 "zero_one": (low, high - low),
             }[self.scaling]
             scaling[name] = [float(offset), float(scale)]
+        means = spike_counts.mean((0, 1), dtype=np.float64).round(9).tolist()
+        _check_means(f"session {session!r}", means)
         self.sessions.append(
             {
                 "session": session,
                 "units": [str(unit) for unit in units],
-                "mean_counts": spike_counts.mean((0, 1), dtype=np.float64).round(9).tolist(),
+                "mean_counts": means,
                 "scaling": scaling,
             }
         )
@@ -333,6 +333,14 @@ def check_processor(processor: "NEDSProcessor", config: NEDSConfig) -> None:
             raise ValueError(
                 f"the processor has the {what} {ours}, the model {theirs}: take both from one folder, as they "
                 "were saved"
+            )
+
+
+def _check_means(whose: str, means: Sequence[float]) -> None:
+    for mean in means:
+        if not 0 <= mean < np.inf:
+            raise ValueError(
+                f"{whose}: expected mean_counts of 0 or more, null where not known, found {mean}"
             )
 
 

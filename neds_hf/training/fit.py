@@ -126,6 +126,7 @@ def fit(
     # It warns that it orders checkpoints by number, not by time.
     logging.get_logger("transformers.trainer_utils").setLevel(logging.ERROR)
     with alone(folder) if args.should_save else nullcontext():
+        origins(recordings.sessions)  # of the card, when it would be too late for an error
         with args.main_process_first(desc="run file"):
             if start_run(folder, configuration):
                 raise NEDSError(f"{folder} holds this very run, finished; choose another folder to repeat it")
