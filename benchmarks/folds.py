@@ -68,7 +68,7 @@ def measure(recording: Path, output: Path, seeds: list[int]) -> pd.DataFrame:
         (session,) = recordings.session_ids
         window = recordings.sessions[["window_start_s", "window_end_s"]].iloc[0]
         for method in (*BASELINES, *ONE_TASK):
-            training = (*TRAINED_ON, *ALONE, *COUNTS) if method in ONE_TASK else ()
+            training = (*TRAINED_ON, *ALONE) if method in ONE_TASK else ()
             scores = scores_of_baseline(method, dataset, output / f"fold-{fold}" / "baselines", *training)
             rows.append({"method": method, "fold": fold, "seed": 0, **scores[session]})
         for method, (name, more) in NEDS.items():
