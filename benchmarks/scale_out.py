@@ -52,7 +52,8 @@ def train(
 ) -> None:
     """Train a little, alone or, by the environment `group`, with the other process; write the median step."""
     place = {"RANK": str(rank), "LOCAL_RANK": str(rank)} if group else {}
-    os.environ |= {"ACCELERATE_USE_CPU": "true", **group, **place}
+    # As `torchrun` sets it, or accelerate would give each process all processors.
+    os.environ |= {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", **group, **place}
     output = outputs[rank]
     torch.set_num_threads(1)
     datasets.config.HF_DATASETS_CACHE = data.parent / "cache"
