@@ -92,8 +92,9 @@ def convert(
 
     Raises:
         NEDSError: Two sources have one session id, a held-out session is unknown, `out` cannot be written to or
-            holds a conversion with other options or behaviours, foreign Parquet files, a model or a README.md, no
-            session could be converted, or a process was killed.
+            holds a conversion with other options or behaviours, foreign Parquet files, a model or a README.md, or
+            lacks a file of a session that is not among the sources; no session could be converted, or a process
+            was killed.
     """
     out = Path(out)
     _check_session_ids([source.session for source in sources])
