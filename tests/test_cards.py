@@ -74,12 +74,20 @@ def sessions(*rows: tuple[str, str, dict]) -> pd.DataFrame:
         ("", {"files": [], "source": "Simulated by our model"}, "simulated"),
         ("", {"files": [], "source": "dandi 000409"}, "real"),
         ("", {"files": [], "source": ""}, "unknown"),
+        ("", {"files": [], "source": None}, "unknown"),
     ],
 )
 def test_recordings_are_told_apart(lab, provenance, kind):
     assert origins(sessions(("a", lab, provenance), ("b", "churchlandlab", ALF))) == (
         {"real": 2} if kind == "real" else {kind: 1, "real": 1}
     )
+
+
+def test_a_table_of_sessions_that_does_not_say_what_they_are_is_refused():
+    with pytest.raises(
+        NEDSError, match=r"^table sessions: expected a column 'lab', found session, provenance$"
+    ):
+        origins(sessions(("a", "", ALF)).drop(columns="lab"))
 
 
 @pytest.mark.parametrize(

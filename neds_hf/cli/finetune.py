@@ -87,10 +87,16 @@ def train(
     whole = opened(arguments)
     recordings = whole.trained_on(args.train_splits)
     model, processor, configuration = prepare(recordings, args, arguments.model, arguments.strategy, settings)
+    there, known = trained_behaviors(recordings), processor.behaviors
+    if not there.keys() & known.keys():
+        raise NEDSError(
+            f"{arguments.dataset} has none of the behaviours of {arguments.model} in its training trials: "
+            f"expected one of {', '.join(known)}, found {', '.join(there) or 'none'}"
+        )
     check_metric(args, processor, recordings)
     # A search, which brings callbacks, says it of its best model alone.
     speaks = args.should_save and not callbacks
-    if speaks and (unknown := trained_behaviors(recordings).keys() - processor.behaviors.keys()):
+    if speaks and (unknown := there.keys() - known.keys()):
         print(
             f"neds finetune: {arguments.model} does not know {', '.join(sorted(unknown))} of {arguments.dataset}, "
             "which is left out: only pretraining teaches a behaviour",
@@ -118,18 +124,13 @@ def prepare(
         settings: Values of NEDSConfig instead of the model's.
 
     Raises:
-        NEDSError: There is no such model, it cannot be set so, or the recordings do not fit it or have none of its
-            behaviours; or an adapter of a model that is not on the Hub is to be pushed.
+        NEDSError: There is no such model, it cannot be set so, or the recordings do not fit it; or an adapter of a
+            model that is not on the Hub is to be pushed.
     """
     set_seed(args.seed)
     model, processor = load_model(source, settings)
     if strategy == "lora" and find_adapter_config_file(source):
         raise NEDSError(f"{source} is an adapter itself; --strategy lora starts from a whole model")
-    if not (there := trained_behaviors(recordings)).keys() & processor.behaviors.keys():
-        raise NEDSError(
-            f"{recordings.source} has none of the behaviours of {source} in its training trials: expected one of "
-            f"{', '.join(processor.behaviors)}, found {', '.join(there) or 'none'}"
-        )
     if strategy == "lora" and args.push_to_hub:
         check_base(model, source)
     configuration = configuration_of(
