@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -129,6 +130,13 @@ def test_whole_numbers_are_one_class_whatever_their_type(tmp_path):
     one = write(tmp_path / "a.npz", go=np.array([0, 1, 1]))
     two = write(tmp_path / "b.npz", go=np.array([0.0, 1.0, 0.0]))
     assert classes_of([one, two], ["go"]) == {"go": ("0", "1")}
+
+
+def test_without_iblatlas_regions_are_one_line_that_says_what_brings_it(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "iblatlas", None)
+    path = write(tmp_path / "a.npz", unit_region=np.array(["CA1", "PO"]))
+    with pytest.raises(NEDSError, match=r"a.npz: unit_region needs iblatlas: pip install 'neds_hf\[ibl\]'"):
+        read_arrays(path, OPTIONS)
 
 
 def test_known_regions_are_mapped_and_others_kept(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -232,6 +233,17 @@ def test_without_a_network_eids_end_in_one_clear_line(tmp_path, monkeypatch, cap
     error = capsys.readouterr().err
     assert "openalyx.internationalbrainlab.org: the server cannot be reached" in error
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "source, reading", [(["--alf", "."], "ALF folders"), (["--eids"], "from the public IBL server")]
+)
+def test_without_one_sessions_end_in_one_line_that_says_what_brings_it(
+    tmp_path, monkeypatch, error_of, source, reading
+):
+    monkeypatch.setitem(sys.modules, "one", None)
+    error = error_of("build", tmp_path / "out", *source)
+    assert error == f"neds build: reading {reading} needs one: pip install 'neds_hf[ibl]'"
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ from neds_hf.data.schema import (
     kept_trials,
 )
 from neds_hf.data.storage import Source
-from neds_hf.errors import NEDSError
+from neds_hf.errors import NEDSError, require
 
 META_KEYS = ("session", "bin_size_s", "align_event", "window_s")
 NO_BEHAVIORS = (*TRIAL_COLUMNS, "meta", "unit_uuid", "unit_region")
@@ -310,12 +310,8 @@ def _units(path: Path, arrays: np.lib.npyio.NpzFile, session: str, num_units: in
     if "unit_region" not in arrays:
         return units
     units["allen"] = _array(path, arrays, "unit_region", (num_units,)).astype(str)
-    try:
-        regions = brain_regions()
-    except ImportError:
-        raise NEDSError(
-            f"{path}: brain regions need iblatlas, which `pip install neds_hf[ibl]` brings"
-        ) from None
+    require(f"{path}: unit_region", "ibl", "iblatlas")
+    regions = brain_regions()
     known = np.intersect1d(units["allen"], regions.acronym)
     for mapping in ("Beryl", "Cosmos"):
         mapped = dict(zip(known, regions.acronym2acronym(known, mapping)))

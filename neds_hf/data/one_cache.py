@@ -11,7 +11,7 @@ import pandas as pd
 from filelock import FileLock
 
 from neds_hf.data.files import written_whole
-from neds_hf.errors import NEDSError, one_line
+from neds_hf.errors import NEDSError, one_line, require
 
 if TYPE_CHECKING:
     from one.api import One
@@ -30,10 +30,9 @@ def open_local(cache_dir: str | Path) -> "One":
         NEDSError: No such folder, no session in it, tables that cannot be written or are damaged, or ONE is not
             installed.
     """
-    try:
-        from one.api import One
-    except ModuleNotFoundError as error:
-        raise NEDSError(f"ALF folders are read with ONE: pip install 'neds_hf[ibl]' ({error})") from error
+    require("reading ALF folders", "ibl", "one")
+    from one.api import One
+
     cache_dir = Path(cache_dir)
     if not cache_dir.is_dir():
         raise NEDSError(f"{cache_dir}: no such folder, expected one with ALF sessions")
@@ -59,8 +58,9 @@ def open_openalyx(cache_dir: Path | None) -> "One":
     """The public IBL server, downloading into `cache_dir` (default: ONE's own folder).
 
     Raises:
-        NEDSError: The server cannot be reached.
+        NEDSError: The server cannot be reached, or ONE is not installed.
     """
+    require("reading from the public IBL server", "ibl", "one")
     from one.api import ONE
 
     url = "https://openalyx.internationalbrainlab.org"
