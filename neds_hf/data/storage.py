@@ -299,8 +299,8 @@ def session_tables(
     }
     for split in SPLITS:
         yield f"trials/{split}", _trial_table(recording, splits == split, kept, behaviors)
-    yield "units", _frame_table(units, UNIT_FEATURES)
-    yield "sessions", _frame_table(pd.DataFrame([row]), SESSION_FEATURES)
+    yield "units", _table(units.reindex(columns=list(UNIT_FEATURES)), UNIT_FEATURES)
+    yield "sessions", _table(pd.DataFrame([row]), SESSION_FEATURES)
 
 
 def _check_fits_dataset(recording: Recording, options: ConversionOptions, behaviors: Behaviors) -> None:
@@ -355,15 +355,7 @@ def _list_array(values: np.ndarray) -> pa.ListArray:
     return pa.ListArray.from_arrays(offsets, pa.array(values.ravel()), mask=missing)
 
 
-def _frame_table(frame: pd.DataFrame, features: Features) -> pa.Table:
-    columns = {
-        name: pa.array(frame[name], field.type, from_pandas=True) if name in frame else pa.nulls(len(frame))
-        for name, field in zip(features, features.arrow_schema)
-    }
-    return _table(columns, features)
-
-
-def _table(columns: dict, features: Features) -> pa.Table:
+def _table(columns: dict | pd.DataFrame, features: Features) -> pa.Table:
     """Columns in the order and types of the features, which `datasets` finds in the schema's metadata."""
     schema = features.arrow_schema
     # The name of a list before `datasets` 4, which later ones still read.
