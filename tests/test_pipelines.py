@@ -244,21 +244,22 @@ from transformers import pipeline
 
 inputs = dict(np.load("inputs.npz"))
 trials = [
-    {{"session": "monday", "spike_counts": counts, "speed": speed}}
+    {"session": "monday", "spike_counts": counts, "speed": speed}
     for counts, speed in zip(inputs["spike_counts"], inputs["speed"])
 ]
-for _ in range(2):  # the first leaves nothing behind that breaks a second
-    encode = pipeline("neural-encoding", model="{folder}", trust_remote_code=True, device="cpu")
-    decode = pipeline("neural-decoding", model="{folder}", trust_remote_code=True, device="cpu")
-assert type(encode).__module__.startswith("transformers_modules."), type(encode)
-assert type(encode.model).__module__.startswith("transformers_modules."), type(encode.model)
-np.savez(
-    "results.npz",
-    rates_hz=[result["rates_hz"] for result in encode(trials, batch_size=2)],
-    speed=[result["speed"] for result in decode(trials, batch_size=2)],
-    engaged=[result["state"]["engaged"] for result in decode(trials)],
-)
-decode.save_pretrained("saved_again")
+for folder in ("saved", "saved_again"):  # what the code of a folder saves, loads too
+    for _ in range(2):  # the first leaves nothing behind that breaks a second
+        encode = pipeline("neural-encoding", model=f"./{folder}", trust_remote_code=True, device="cpu")
+        decode = pipeline("neural-decoding", model=f"./{folder}", trust_remote_code=True, device="cpu")
+    for one in (encode, encode.model):
+        assert type(one).__module__.startswith(f"transformers_modules.{folder}."), type(one)
+    np.savez(
+        f"{folder}.npz",
+        rates_hz=[result["rates_hz"] for result in encode(trials, batch_size=2)],
+        speed=[result["speed"] for result in decode(trials, batch_size=2)],
+        engaged=[result["state"]["engaged"] for result in decode(trials)],
+    )
+    decode.save_pretrained("saved_again")
 """
 
 
@@ -288,16 +289,16 @@ def test_a_saved_pipeline_loads_where_this_package_is_not_installed(tmp_path):
     np.savez(tmp_path / "inputs.npz", spike_counts=counts, speed=speed)
     rows = [{"session": "monday", "spike_counts": c, "speed": s} for c, s in zip(counts, speed)]
     encoded, decoded = (here[task](rows) for task in TASKS)
-    for folder in ("./saved", "./saved_again"):  # what the code of a folder saves, loads too
-        done = subprocess.run(
-            [sys.executable, "-I", "-c", REMOTE.format(folder=folder)],
-            cwd=tmp_path,
-            env={**os.environ, "HF_HOME": str(tmp_path / "hf_home")},
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == 0, done.stderr
-        with np.load(tmp_path / "results.npz") as results:
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", REMOTE],
+        cwd=tmp_path,
+        env={**os.environ, "HF_HOME": str(tmp_path / "hf_home")},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    for folder in ("saved", "saved_again"):
+        with np.load(tmp_path / f"{folder}.npz") as results:
             np.testing.assert_allclose(
                 results["rates_hz"], [result["rates_hz"] for result in encoded], rtol=1e-5
             )

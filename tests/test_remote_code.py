@@ -7,29 +7,40 @@ import sys
 import numpy as np
 import pytest
 import torch
+from transformers import AutoConfig, AutoModel, AutoProcessor
 
 from neds_hf.models import NEDSConfig, NEDSModel, NEDSProcessor
 
-# Both print nothing and leave what they predict in `predicted.npz`.
+# Prints nothing and leaves what it predicts in `predicted.npz`.
 PREDICT = """
 import sys
 import numpy as np
-{before}
+sys.modules["neds_hf"] = None  # importing it raises
 from transformers import AutoConfig, AutoModel, AutoProcessor
 
-config = AutoConfig.from_pretrained("{name}", {options})
-model = AutoModel.from_pretrained("{name}", {options})
-processor = AutoProcessor.from_pretrained("{name}", {options})
+options = {"trust_remote_code": True}
+config = AutoConfig.from_pretrained("./neds-ibl", **options)
+model = AutoModel.from_pretrained("./neds-ibl", **options)
+processor = AutoProcessor.from_pretrained("./neds-ibl", **options)
 assert config.session_ids == model.config.session_ids == processor.session_ids == ["mouse-2", "mouse-1"]
 assert type(processor).__name__ == "NEDSProcessor"
+assert type(model).__module__.startswith("transformers_modules.")
 inputs = np.load("inputs.npz")
 output = model(
-    **processor("mouse-1", inputs["spike_counts"], {{"wheel_speed": inputs["wheel_speed"]}}), scheme="decoding"
+    **processor("mouse-1", inputs["spike_counts"], {"wheel_speed": inputs["wheel_speed"]}), scheme="decoding"
 )
-arrays = {{"log_rates": output.log_rates, "loss": output.loss, **output.predictions}}
-np.savez("predicted.npz", **{{name: value.detach().numpy() for name, value in arrays.items()}})
-{after}
+arrays = {"log_rates": output.log_rates, "loss": output.loss, **output.predictions}
+np.savez("predicted.npz", **{name: value.detach().numpy() for name, value in arrays.items()})
 """
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """As the other process, whose sums are then in the same order."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -51,30 +62,16 @@ def saved(tmp_path_factory):
     model.save_pretrained(folder / "neds-ibl")
     processor.save_pretrained(folder / "neds-ibl")
     np.savez(folder / "inputs.npz", spike_counts=counts, wheel_speed=wheel)
+    return folder, predict(model, processor, folder)
+
+
+def predict(model, processor, folder):
+    inputs = np.load(folder / "inputs.npz")
+    behaviors = {"wheel_speed": inputs["wheel_speed"]}
     with torch.no_grad():
-        output = model(**processor("mouse-1", counts, {"wheel_speed": wheel}), scheme="decoding")
-    expected = {"log_rates": output.log_rates, "loss": output.loss, **output.predictions}
-    return folder, {name: value.numpy() for name, value in expected.items()}
-
-
-def predict_in_another_process(folder, **script):
-    environment = {
-        **os.environ,
-        "HF_HOME": str(folder / "hf_home"),
-        "HF_HUB_OFFLINE": "1",
-        "OMP_NUM_THREADS": "1",  # as many as sum in the same order
-    }
-    # Isolated: neither the current directory nor PYTHONPATH is searched for modules.
-    done = subprocess.run(
-        [sys.executable, "-I", "-c", PREDICT.format(**script)],
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    with np.load(folder / "predicted.npz") as predicted:
-        return dict(predicted)
+        output = model(**processor("mouse-1", inputs["spike_counts"], behaviors), scheme="decoding")
+    arrays = {"log_rates": output.log_rates, "loss": output.loss, **output.predictions}
+    return {name: value.numpy() for name, value in arrays.items()}
 
 
 def assert_equal(predicted, expected):
@@ -83,33 +80,28 @@ def assert_equal(predicted, expected):
         np.testing.assert_array_equal(predicted[name], value, err_msg=name)
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def test_a_saved_model_loads_and_predicts_without_this_package(saved):
     folder, expected = saved
-    predicted = predict_in_another_process(
-        folder,
-        name="./neds-ibl",
-        options="trust_remote_code=True",
-        before="sys.modules['neds_hf'] = None  # importing it raises",
-        after="assert type(model).__module__.startswith('transformers_modules.')",
+    environment = {
+        **os.environ,
+        "HF_HOME": str(folder / "hf_home"),
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+    }
+    # Isolated: neither the current directory nor PYTHONPATH is searched for modules.
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", PREDICT], cwd=folder, env=environment, capture_output=True, text=True
     )
-    assert_equal(predicted, expected)
+    assert done.returncode == 0, done.stderr
+    with np.load(folder / "predicted.npz") as predicted:
+        assert_equal(dict(predicted), expected)
 
 
-def test_a_folder_loads_by_its_bare_name_and_untrusted_with_this_package(saved):
+def test_a_folder_loads_by_its_bare_name_and_untrusted_with_this_package(saved, monkeypatch):
     folder, expected = saved
-    predicted = predict_in_another_process(
-        folder,
-        name="neds-ibl",
-        options="",
-        before="import neds_hf.models",
-        after="assert type(model) is neds_hf.models.NEDSModel",
-    )
-    assert_equal(predicted, expected)
+    monkeypatch.chdir(folder)
+    kinds = (AutoConfig, AutoModel, AutoProcessor)
+    config, model, processor = (kind.from_pretrained("neds-ibl") for kind in kinds)
+    assert [type(one) for one in (config, model, processor)] == [NEDSConfig, NEDSModel, NEDSProcessor]
+    assert config.session_ids == model.config.session_ids == processor.session_ids == ["mouse-2", "mouse-1"]
+    assert_equal(predict(model, processor, folder), expected)
