@@ -136,17 +136,7 @@ def test_what_one_process_refuses_is_no_traceback_of_the_other(dataset, torchrun
     assert "[rank1]: Traceback" not in errors and "terminate called" not in errors
 
 
-def test_what_every_process_refuses_is_said_once(torchrun, tmp_path):
-    argv = pretrain_arguments(tmp_path / "nowhere", tmp_path / "out")
-    # So long after the first has ended, the other has, too.
-    process = torchrun(*argv, options=("--monitor-interval", "10"))
-    output, errors = process.communicate(timeout=600)
-    assert process.returncode == 1 and output == ""
-    said = [line for line in errors.splitlines() if line.startswith("neds pretrain: ")]
-    assert said == [f"neds pretrain: no dataset folder {tmp_path / 'nowhere'}"]
-
-
-def test_errors_that_differ_are_all_said(monkeypatch, capsys):
+def test_of_the_errors_of_processes_each_is_said_once(monkeypatch, capsys):
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # as torchrun's
     of_torchrun = {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0"}
     for name, value in {**of_torchrun, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port)}.items():
