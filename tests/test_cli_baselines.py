@@ -97,7 +97,8 @@ def test_all_classical_methods_of_all_sessions_and_their_report(
     assert "cannot be told" not in printed and "different data" not in printed
 
 
-def test_sessions_methods_split_and_seed_are_chosen(arguments, dataset, tmp_path, capsys):
+def test_sessions_methods_split_and_seed_are_chosen(arguments, dataset, tmp_path, capsys, monkeypatch):
+    use_small_grids(monkeypatch)
     chosen = ["--session", "bob", "cat", "--methods", "linear", "--split", "validation", "--seed", "5"]
     assert main(["baselines", *arguments(*chosen)]) == 0
     out = tmp_path / "out"
