@@ -61,7 +61,7 @@ def located(tmp_path_factory):
 @pytest.fixture
 def groups(tmp_path):
     file = tmp_path / "groups.yaml"
-    file.write_text("CA1: hippocampus\nCA3: hippocampus\nVISp: cortex\nno: thalamus\n")
+    file.write_text("CA1: hippocampus\nCA3: another hippocampus\nVIS: cortex\nno: thalamus\n")
     return file
 
 
@@ -126,14 +126,9 @@ def test_the_mapping_is_allen_where_none_is_named_and_rare_regions_are_left_out(
     assert metrics["left_out"] == {"no region": 1, "in a region of fewer than 5 units": 1}
 
 
-def test_a_group_file(regions, groups):
-    _, metrics = regions("--group", groups)
-    assert metrics["regions"] == {"cortex": 7, "hippocampus": 6} and metrics["left_out"] == {"no region": 1}
-
-
-def test_a_choice_of_regions_of_another_mapping(regions):
-    _, metrics = regions("--mapping", "beryl", "--regions", "CA1", "VIS")
-    assert metrics["regions"] == {"VIS": 7, "CA1": 5}
+def test_a_choice_of_classes_of_a_group_file_of_another_mapping(regions, groups):
+    _, metrics = regions("--mapping", "beryl", "--group", groups, "--regions", "cortex", "hippocampus")
+    assert metrics["regions"] == {"cortex": 7, "hippocampus": 5}
     assert metrics["left_out"] == {"no region": 1, "not among the chosen regions": 1}
 
 
