@@ -1,4 +1,4 @@
-"""``neds average``: fine-tunings of several seeds to one model, whose weights are their mean."""
+"""Make fine-tunings of several seeds one model, whose weights are their mean."""
 
 import argparse
 from pathlib import Path
@@ -16,7 +16,7 @@ from neds_hf.training.runs import start_run
 from neds_hf.training.sessions import load_model, model_folder
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(
         prog="neds average",
         description=__doc__,

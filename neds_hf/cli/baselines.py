@@ -1,7 +1,6 @@
-"""``neds baselines``: fit and score what a lab would use instead of NEDS, on the same trials."""
+"""Fit and score what a lab would use instead of NEDS, on the same trials."""
 
 import copy
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -72,8 +71,7 @@ class BaselinesArguments:
     )
 
 
-def main(argv: list[str] | None = None) -> None:
-    argv = sys.argv[1:] if argv is None else argv
+def main(argv: list[str]) -> None:
     parser = training_parser(BaselinesArguments, "baselines", __doc__)
     arguments, args = parse_training_arguments(parser, argv)
     settings = parse_settings(arguments.set or [], [name for name in SETTABLE if name != "scheme_weights"])

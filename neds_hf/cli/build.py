@@ -1,8 +1,7 @@
-"""``neds build``: recordings to a dataset folder of Parquet files."""
+"""Recordings to a dataset folder of Parquet files."""
 
 import argparse
 import os
-import sys
 from functools import partial
 from pathlib import Path
 
@@ -19,8 +18,7 @@ from neds_hf.errors import NEDSError
 REPEATED_SITE = "repeated-site"
 
 
-def main(argv: list[str] | None = None) -> None:
-    argv = sys.argv[1:] if argv is None else argv
+def main(argv: list[str]) -> None:
     command_line = parser()
     use_config(command_line, "build", argv)
     args = command_line.parse_args(argv)

@@ -1,4 +1,4 @@
-"""``neds convert``: a checkpoint of the published NEDS code to a model folder."""
+"""Convert a checkpoint of the published NEDS code to a model folder."""
 
 import argparse
 from pathlib import Path
@@ -9,7 +9,7 @@ from neds_hf.errors import NEDSError
 from neds_hf.hub.original import convert, read_sessions, write_converted
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="neds convert", description=__doc__)
     parser.add_argument(
         "checkpoint", type=Path, metavar="ORIGINAL.pt", help="checkpoint of the published code"

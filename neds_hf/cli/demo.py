@@ -1,4 +1,4 @@
-"""``neds demo``: the whole way from recordings to a model fine-tuned on new mice, with a report.
+"""The whole way from recordings to a model fine-tuned on new mice, with a report.
 
 Every step keeps what an earlier, interrupted call finished.
 """
@@ -79,7 +79,7 @@ TRUE_RATES = {
 NUM_STEPS = 6
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: list[str]) -> None:
     args = parser().parse_args(argv)
     check(args)
     mice = {"trials": args.trials, "units": args.units, "seed": args.seed}

@@ -1,4 +1,4 @@
-"""``neds evaluate``: score a model on a split of a dataset."""
+"""Score a model on a split of a dataset."""
 
 import argparse
 import sys
@@ -21,7 +21,7 @@ from neds_hf.training.sessions import check_bins, known_recordings, trained_on_o
 TITLES = {"encoding": "Encoding, spikes from behaviour", "decoding": "Decoding, behaviour from spikes"}
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="neds evaluate", description=__doc__)
     parser.add_argument(
         "--model",

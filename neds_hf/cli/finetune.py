@@ -1,4 +1,4 @@
-"""``neds finetune``: adapt a model to new animals."""
+"""Adapt a model to new animals."""
 
 import sys
 from collections.abc import Sequence
@@ -65,8 +65,7 @@ class FinetuneArguments:
     )
 
 
-def main(argv: list[str] | None = None) -> None:
-    argv = sys.argv[1:] if argv is None else argv
+def main(argv: list[str]) -> None:
     parser = training_parser(FinetuneArguments, "finetune", __doc__, FinetuningArguments)
     use_config(parser, "finetune", argv, SETTABLE)
     arguments, args = parse_training_arguments(parser, argv)

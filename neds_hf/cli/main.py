@@ -49,6 +49,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(name: str, argv: list[str] | None = None) -> int:
     """Run the command ``name`` as ``neds NAME`` and the file of that name in ``examples/`` both do."""
+    argv = sys.argv[1:] if argv is None else argv
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # where it has no ², better R? than no table
     try:

@@ -1,4 +1,4 @@
-"""``neds predict``: write predicted spikes or behaviours of one session."""
+"""Write predicted spikes or behaviours of one session."""
 
 import argparse
 from pathlib import Path
@@ -16,7 +16,7 @@ from neds_hf.training.runs import check_output, write_arrays
 from neds_hf.training.sessions import check_bins, known_recordings
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="neds predict", description=__doc__)
     parser.add_argument(
         "--model",

@@ -1,6 +1,5 @@
-"""``neds pretrain``: train a model on many sessions."""
+"""Train a model on many sessions."""
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 
@@ -52,8 +51,7 @@ class PretrainArguments:
     )
 
 
-def main(argv: list[str] | None = None) -> None:
-    argv = sys.argv[1:] if argv is None else argv
+def main(argv: list[str]) -> None:
     parser = training_parser(PretrainArguments, "pretrain", __doc__)
     use_config(parser, "pretrain", argv, SETTABLE)
     arguments, args = parse_training_arguments(parser, argv)

@@ -1,4 +1,4 @@
-"""``neds push``: a model folder or a dataset folder to the Hub, in one commit."""
+"""Send a model folder or a dataset folder to the Hub, in one commit."""
 
 import argparse
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 from neds_hf.hub.push import push
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(
         prog="neds push",
         description=__doc__,

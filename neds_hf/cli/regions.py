@@ -1,4 +1,4 @@
-"""``neds regions``: brain regions from a model's unit embeddings."""
+"""Brain regions from a model's unit embeddings."""
 
 import argparse
 from pathlib import Path
@@ -23,7 +23,7 @@ from neds_hf.training.sessions import known_recordings, load_model
 MAPPINGS = ("allen", "beryl", "cosmos")
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(
         prog="neds regions",
         description="Predict the brain regions of units by a linear support vector machine from their embeddings "

@@ -1,4 +1,4 @@
-"""``neds report``: any runs side by side, on one HTML page."""
+"""Any runs side by side, on one HTML page."""
 
 import argparse
 from pathlib import Path
@@ -23,7 +23,7 @@ from neds_hf.errors import NEDSError, require
 from neds_hf.training.runs import check_output
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(
         prog="neds report",
         description="Put runs side by side on one HTML page: means over the sessions that all of them score, "

@@ -1,6 +1,5 @@
-"""``neds search``: train models with drawn settings, keep the best. With --model: fine-tunings of that model."""
+"""Train models with drawn settings, keep the best. With --model: fine-tunings of that model."""
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from functools import partial
@@ -115,8 +114,7 @@ class FinetuneSearch(SearchArguments, finetune.FinetuneArguments):
     """A search for the best fine-tuning."""
 
 
-def main(argv: list[str] | None = None) -> None:
-    argv = sys.argv[1:] if argv is None else argv
+def main(argv: list[str]) -> None:
     command, parser = parser_of(argv)
     arguments, args = parse_training_arguments(parser, argv)
     if arguments.backend == "ray":

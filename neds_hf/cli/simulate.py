@@ -1,4 +1,4 @@
-"""``neds simulate``: IBL-like mice as ALF session folders."""
+"""IBL-like mice as ALF session folders."""
 
 import argparse
 import os
@@ -7,7 +7,7 @@ from pathlib import Path
 from neds_hf.data.simulation import simulate
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: list[str]) -> None:
     """Simulate mice and say where they are."""
     parser = argparse.ArgumentParser(
         prog="neds simulate",
