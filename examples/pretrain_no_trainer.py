@@ -43,7 +43,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--epochs", type=int, default=100, help="passes over the training trials")
     parser.add_argument("--batch-size", type=int, default=16, help="trials a step and process")
     parser.add_argument("--learning-rate", type=float, default=2e-3, help="peak learning rate")
-    parser.add_argument("--weight-decay", type=float, default=0.01, help="of the encoder's matrices")
+    parser.add_argument("--weight-decay", type=float, default=0.01, help="of the matrices")
     parser.add_argument("--seed", type=int, default=42)
     return parser.parse_args()
 

@@ -40,9 +40,9 @@ UNSUPPORTED = {
 class NEDSTrainingArguments(TrainingArguments):
     """All of `transformers.TrainingArguments`; the defaults below differ.
 
-    The paper trains with AdamW, weight decay 0.01 and a one-cycle schedule with 15 % warm-up, which is what
-    `cosine` with warm-up draws; the model kept is the one with the best mean of the five metrics on validation,
-    unless that is trained on.
+    The paper trains with AdamW, weight decay 0.01 and a one-cycle schedule with 15 % warm-up; `cosine` falls as
+    that does, but warms up in a straight line, from 0. The model kept is the one with the best mean of the five
+    metrics on validation, unless that is trained on.
     """
 
     output_dir: str = field(metadata={"help": "Folder of the run and of the model.", "aliases": ["--output"]})
@@ -112,7 +112,9 @@ class NEDSTrainingArguments(TrainingArguments):
     hub_model_id: str | None = field(
         default=None, metadata={"help": "USER/NAME of the repository. Default: the folder's name, yours."}
     )
-    hub_strategy: str = field(default="end", metadata={"help": "When to push, with --push_to_hub."})
+    hub_strategy: str = field(
+        default="end", metadata={"help": "A run is pushed at its end, never half of it."}
+    )
 
     def __post_init__(self):
         for name in NOT_NEGATIVE:
