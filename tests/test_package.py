@@ -64,27 +64,34 @@ def test_importing_the_package_loads_nothing_heavy():
     assert loaded & heavy == set()
 
 
-def test_opening_a_dataset_loads_nothing_that_converts():
-    """Half a second of every command that reads: scipy's filters, and what writes a dataset's card. A training
-    only tells real sessions from simulated ones, which needs no filters either."""
-    names = "print(*sys.modules)"
-    script = f"import sys, neds_hf.training.sessions; {names}; import neds_hf.training.fit; {names}"
-    loaded, to_train = map(str.split, run(script).splitlines())
-    assert "neds_hf.data.trials" in loaded
-    converts = {"neds_hf.data.storage", "neds_hf.data.folder", "neds_hf.data.alf", "scipy.signal"}
-    assert converts.isdisjoint(loaded)
-    assert "neds_hf.data.origin" in to_train and "scipy.signal" not in to_train
-
-
-def test_the_core_needs_neither_one_nor_plotting():
+@pytest.fixture(scope="module")
+def loaded():
+    """What a process without the extras has loaded to open a dataset or a model, then to train, then in all."""
     blocked = ("one", "iblatlas", "iblutil", "matplotlib", "jinja2", "optuna", "peft", "ray")
     core = [
-        *("models", "training.trainer", "training.fit", "data.collator", "data.builder", "data.alf"),
+        *("models", "training.trainer", "data.collator", "data.builder", "data.alf"),
         *("metrics.functional", "metrics.sums", "analysis.baselines"),
         *(f"cli.{name}" for name in COMMANDS if name != "demo"),
     ]
     block = f"import sys; sys.modules |= dict.fromkeys({blocked})  # importing them raises\n"
-    run(block + "\n".join(f"import neds_hf.{module}" for module in core))
+    steps = (["training.sessions"], ["training.fit"], core)
+    imports = ("\n".join(f"import neds_hf.{module}" for module in step) for step in steps)
+    script = block + "".join(f"{step}\nprint(*sys.modules)\n" for step in imports)
+    return [set(line.split()) for line in run(script).splitlines()]
+
+
+def test_opening_a_dataset_loads_nothing_that_converts(loaded):
+    """Half a second of every command that reads: scipy's filters, and what writes a dataset's card. A training
+    only tells real sessions from simulated ones, which needs no filters either."""
+    to_open, to_train, _ = loaded
+    assert "neds_hf.data.trials" in to_open
+    converts = {"neds_hf.data.storage", "neds_hf.data.folder", "neds_hf.data.alf", "scipy.signal"}
+    assert converts.isdisjoint(to_open)
+    assert "neds_hf.data.origin" in to_train and "scipy.signal" not in to_train
+
+
+def test_the_core_needs_neither_one_nor_plotting(loaded):
+    assert {f"neds_hf.cli.{name}" for name in COMMANDS} - loaded[-1] == {"neds_hf.cli.demo"}
 
 
 def test_only_declared_packages_are_imported():
