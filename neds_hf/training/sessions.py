@@ -110,8 +110,8 @@ def _load_adapter(source: str, base: str, settings: dict | None) -> tuple[NEDSMo
         raise NEDSError(f"{source} is an adapter of {base}, whose weights are no longer the same")
     try:
         processor = _load_processor(source)
-        units = {session["session"]: len(session["units"]) for session in processor.sessions}
-        model.add_sessions({session: units[session] for session in list(units)[len(known.sessions) :]})
+        new = processor.sessions[len(known.sessions) :]
+        model.add_sessions({session["session"]: len(session["units"]) for session in new})
         model = PeftModel.from_pretrained(model, source).merge_and_unload()
     except (OSError, ValueError, RuntimeError, IndexError) as error:
         raise NEDSError(
