@@ -1,4 +1,4 @@
 from neds_hf.cli.main import run
 
-if __name__ == "__main__":  # worker processes import this file
+if __name__ == "__main__":
     raise SystemExit(run("convert"))
