@@ -113,6 +113,7 @@ def _load_adapter(source: str, base: str, settings: dict | None) -> tuple[NEDSMo
         units = {session["session"]: len(session["units"]) for session in processor.sessions}
         model.add_sessions({session: units[session] for session in list(units)[len(known.sessions) :]})
         model = PeftModel.from_pretrained(model, source).merge_and_unload()
+        model.requires_grad_()  # which peft has taken from all weights
     except (OSError, ValueError, RuntimeError, IndexError) as error:
         raise NEDSError(
             f"{source} does not fit {base}, which it says it is an adapter of: {one_line(error)}"
