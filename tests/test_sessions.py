@@ -46,6 +46,7 @@ def test_what_is_no_model_is_refused(tmp_path, model_folder):
         ({"unit_counts": [6, 8]}, r"the processor has the numbers of units \[5, 9\], the model \[6, 8\]"),
         ({"num_hidden_layers": 2}, "its weights are not those of its config"),
         ({"hidden_size": 8}, "its weights are not those of its config"),
+        ({"temporal_embedding": False}, "its weights are not those of its config"),
     ]:
         (copy / "config.json").write_text(json.dumps(config | change))
         with pytest.raises(NEDSError, match=message):

@@ -90,7 +90,7 @@ def load_model(source: str, settings: dict | None = None) -> tuple[NEDSModel, NE
         raise NEDSError(
             f"the model {source} cannot be configured so: {one_line(error.__cause__ or error)}"
         ) from error
-    if loading["missing_keys"] or loading["mismatched_keys"]:
+    if any(loading.values()):  # weights that are missing, of another shape, or left over
         raise NEDSError(f"{source} is no NEDS model: its weights are not those of its config.json")
     # What an adapter of it says that it was made from.
     model.name_or_path = str(Path(source).absolute()) if Path(source).exists() else source
