@@ -230,6 +230,13 @@ def test_one_row_of_arrow_trials_is_a_table_of_one_row():
     assert NEDSCollator(make_processor())(trials[1])["session_index"].tolist() == [0]
 
 
+def test_a_transform_of_a_dataset_is_not_left_out():
+    changed = make_dataset().with_transform(lambda rows: rows | {"wheel": [None] * len(rows["session"])})
+    with pytest.raises(NEDSError, match=r"a dataset with a transform .*: apply it by `map`, or give"):
+        ArrowTrials(changed)
+    assert not NEDSCollator(make_processor())([*changed])["available"]["wheel"].any()
+
+
 def test_trials_of_one_session_as_arrays():
     trials = session_trials(make_dataset(), "z")
     assert trials.session == "z" and trials.trial_index.tolist() == [0, 1]

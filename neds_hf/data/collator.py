@@ -19,9 +19,17 @@ class ArrowTrials(torch.utils.data.Dataset):
     """A `datasets.Dataset` whose batches are Arrow tables: tens of times faster to collate than rows.
 
     Only for map-style datasets; `NEDSCollator` takes the rows of any other as they come.
+
+    Raises:
+        NEDSError: The dataset has a transform, which would be left out.
     """
 
     def __init__(self, dataset: Dataset):
+        if dataset.format["type"] == "custom":
+            raise NEDSError(
+                "a dataset with a transform (with_transform), which Arrow tables would come without: apply it by "
+                "`map`, or give NEDSCollator the dataset's own rows"
+            )
         self.features: Features = dataset.features
         self.dataset = dataset.with_format("arrow")
 
