@@ -108,6 +108,14 @@ def test_a_class_that_the_dataset_does_not_have_is_refused():
         NEDSCollator(make_processor(), dataset.features)(rows)
 
 
+def test_classes_that_lost_their_names_on_the_way_are_said_so():
+    dataset = Dataset.from_pandas(make_dataset().to_pandas())
+    with pytest.raises(
+        NEDSError, match=r"choice is float64 without ClassLabel, the model was trained with right, left"
+    ):
+        NEDSCollator(make_processor(), dataset.features)
+
+
 @pytest.mark.parametrize("form", ["torch", "numpy", "pandas"])
 def test_rows_in_any_format_of_datasets(form):
     formatted = make_dataset().with_format(form)
