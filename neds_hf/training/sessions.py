@@ -79,6 +79,8 @@ def load_model(source: str, settings: dict | None = None) -> tuple[NEDSModel, NE
         config = NEDSConfig.from_pretrained(folder)
         if settings:
             config = NEDSConfig.from_dict(config.to_dict() | settings)
+        if (kind := (config.architectures or ["NEDSModel"])[0]) != "NEDSModel":
+            raise ValueError(f"it is a {kind}, not a NEDSModel; its own from_pretrained opens it")
         model, loading = NEDSModel.from_pretrained(
             folder, config=config, output_loading_info=True, ignore_mismatched_sizes=True
         )
