@@ -180,6 +180,7 @@ def test_a_dataset_without_a_behaviour_makes_a_model_without_it(tmp_path):
         (["--label_smoothing_factor", "0.1"], "smoothed by --set label_smoothing=VALUE"),
         (["--auto_find_batch_size"], "with more --gradient_accumulation_steps are the same"),
         (["--neftune_noise_alpha", "5"], "--neftune_noise_alpha cannot be used: there is no vocabulary"),
+        (["--debug", "underflow_overflow"], "--debug cannot be used: it takes no boolean masks"),
         (["--save_only_model"], "--save_only_model cannot be used: a run that is cut off goes on from"),
         (["--use_liger_kernel"], "--use_liger_kernel cannot be used"),
         (["--remove_unused_columns"], "--remove_unused_columns cannot be used: every column"),

@@ -108,6 +108,14 @@ def test_a_class_that_the_dataset_does_not_have_is_refused():
         NEDSCollator(make_processor(), dataset.features)(rows)
 
 
+def test_classes_that_lost_their_names_on_the_way_are_said_so():
+    dataset = Dataset.from_pandas(make_dataset().to_pandas())
+    with pytest.raises(
+        NEDSError, match=r"choice is float64 without ClassLabel, the model was trained with right, left"
+    ):
+        NEDSCollator(make_processor(), dataset.features)
+
+
 @pytest.mark.parametrize("form", ["torch", "numpy", "pandas"])
 def test_rows_in_any_format_of_datasets(form):
     formatted = make_dataset().with_format(form)
@@ -228,6 +236,13 @@ def test_one_row_of_arrow_trials_is_a_table_of_one_row():
     trials = ArrowTrials(make_dataset())
     assert len(trials) == 3
     assert NEDSCollator(make_processor())(trials[1])["session_index"].tolist() == [0]
+
+
+def test_a_transform_of_a_dataset_is_not_left_out():
+    changed = make_dataset().with_transform(lambda rows: rows | {"wheel": [None] * len(rows["session"])})
+    with pytest.raises(NEDSError, match=r"a dataset with a transform .*: apply it by `map`, or give"):
+        ArrowTrials(changed)
+    assert not NEDSCollator(make_processor())([*changed])["available"]["wheel"].any()
 
 
 def test_trials_of_one_session_as_arrays():

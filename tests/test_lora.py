@@ -140,6 +140,14 @@ def test_it_loads_by_its_name_like_any_model(run, batch, monkeypatch):
     assert_same(model.cpu(), load_model(str(run[0]))[0].cpu(), batch)
 
 
+def test_once_it_is_loaded_the_whole_model_learns_like_any(run, batch):
+    model = neds_hf.load(run[0])[0].cpu()
+    model.add_sessions({"dan": 2})
+    model(**batch, scheme="decoding").loss.backward()
+    assert all(weight.requires_grad for weight in model.parameters())
+    assert model.encoder.blocks[0].up_proj.weight.grad.any()
+
+
 def test_evaluate_finds_the_metrics_of_the_training_and_predict_predicts(run, dataset, tmp_path):
     where = ["--model", str(run[0]), "--dataset", str(dataset), "--session", "cat"]
     assert main(["evaluate", *where, "--output", str(tmp_path / "scores.json")]) == 0

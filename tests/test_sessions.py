@@ -44,8 +44,10 @@ def test_what_is_no_model_is_refused(tmp_path, model_folder):
     for change, message in [
         ({"session_ids": ["ann", "eve"]}, "the processor has the sessions"),
         ({"unit_counts": [6, 8]}, r"the processor has the numbers of units \[5, 9\], the model \[6, 8\]"),
+        ({"architectures": ["Mine"]}, "it is a Mine, not a NEDSModel; its own from_pretrained opens it"),
         ({"num_hidden_layers": 2}, "its weights are not those of its config"),
         ({"hidden_size": 8}, "its weights are not those of its config"),
+        ({"temporal_embedding": False}, "its weights are not those of its config"),
     ]:
         (copy / "config.json").write_text(json.dumps(config | change))
         with pytest.raises(NEDSError, match=message):

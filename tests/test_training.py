@@ -513,3 +513,19 @@ def test_unit_weight_decay_shrinks_the_rows_of_the_sessions_of_a_step_and_no_oth
         expected = before[name].clone()
         expected[seen] = (expected[seen] - 0.1 * 2.0) * (1.0 if name == "unit_bias" else 0.95)
         torch.testing.assert_close(weight.detach(), expected)
+
+
+def test_a_trainer_that_trains_again_does_what_a_new_one_does(model_folder, dataset, tmp_path):
+    options = {"optim": "sgd", "lr_scheduler_type": "constant", "max_steps": 1, "eval_strategy": "no"}
+    options |= {"save_strategy": "no", "load_best_model_at_end": False}
+    again, anew = (make_trainer(dataset, model_folder, tmp_path, **options) for _ in range(2))
+    start = again.model.unit_readout.weight.detach().clone()
+    again.train()
+    again.train()
+    anew.train()
+    other = make_trainer(dataset, model_folder, tmp_path, **options)
+    other.model.load_state_dict(anew.model.state_dict())
+    other.train()
+    assert not torch.equal(again.model.unit_readout.weight, start)
+    for name, weight in again.model.state_dict().items():
+        torch.testing.assert_close(weight, other.model.state_dict()[name], rtol=0, atol=0)

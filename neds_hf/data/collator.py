@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 import pyarrow as pa
 import torch
-from datasets import Dataset, Features
+from datasets import Dataset, Features, Value
 
 from neds_hf.data.schema import behaviors_of
 from neds_hf.data.trials import continuous_values, flat_values, one_array, whole_numbers
@@ -19,9 +19,17 @@ class ArrowTrials(torch.utils.data.Dataset):
     """A `datasets.Dataset` whose batches are Arrow tables: tens of times faster to collate than rows.
 
     Only for map-style datasets; `NEDSCollator` takes the rows of any other as they come.
+
+    Raises:
+        NEDSError: The dataset has a transform, which would be left out.
     """
 
     def __init__(self, dataset: Dataset):
+        if dataset.format["type"] == "custom":
+            raise NEDSError(
+                "a dataset with a transform (with_transform), which Arrow tables would come without: apply it by "
+                "`map`, or give NEDSCollator the dataset's own rows"
+            )
         self.features: Features = dataset.features
         self.dataset = dataset.with_format("arrow")
 
@@ -50,7 +58,9 @@ def class_indices(processor: NEDSProcessor, features: Features) -> dict[str, np.
             continue
         known = processor.behaviors[name]
         if (classes is None) != (known is None) or not {*(classes or ())} <= {*(known or ())}:
-            found, expected = (", ".join(names or ["continuous"]) for names in (classes, known))
+            kind = features[name]  # a column that went through pandas or JSON has no names of classes
+            unnamed = f"{kind.dtype} without ClassLabel" if isinstance(kind, Value) else "continuous"
+            found, expected = ", ".join(classes or [unnamed]), ", ".join(known or ["continuous"])
             raise NEDSError(f"{name} is {found}, the model was trained with {expected}")
         if classes is not None:
             indices[name] = np.array([*map(known.index, classes), -1])

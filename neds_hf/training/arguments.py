@@ -32,6 +32,7 @@ UNSUPPORTED = {
     "use_liger_kernel": "its kernels are of other models",
     "remove_unused_columns": "every column of a trial is used",
     "bf16_full_eval": "what is evaluated is the model as it is trained; --bf16 does both",
+    "debug": "it takes no boolean masks; torch.autograd.set_detect_anomaly(True) finds what is no number",
     "fp16_full_eval": "what is evaluated is the model as it is trained; --fp16 does both",
 }
 

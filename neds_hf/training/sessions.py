@@ -79,6 +79,8 @@ def load_model(source: str, settings: dict | None = None) -> tuple[NEDSModel, NE
         config = NEDSConfig.from_pretrained(folder)
         if settings:
             config = NEDSConfig.from_dict(config.to_dict() | settings)
+        if (kind := (config.architectures or ["NEDSModel"])[0]) != "NEDSModel":
+            raise ValueError(f"it is a {kind}, not a NEDSModel; its own from_pretrained opens it")
         model, loading = NEDSModel.from_pretrained(
             folder, config=config, output_loading_info=True, ignore_mismatched_sizes=True
         )
@@ -90,7 +92,7 @@ def load_model(source: str, settings: dict | None = None) -> tuple[NEDSModel, NE
         raise NEDSError(
             f"the model {source} cannot be configured so: {one_line(error.__cause__ or error)}"
         ) from error
-    if loading["missing_keys"] or loading["mismatched_keys"]:
+    if any(loading.values()):  # weights that are missing, of another shape, or left over
         raise NEDSError(f"{source} is no NEDS model: its weights are not those of its config.json")
     # What an adapter of it says that it was made from.
     model.name_or_path = str(Path(source).absolute()) if Path(source).exists() else source
@@ -113,6 +115,7 @@ def _load_adapter(source: str, base: str, settings: dict | None) -> tuple[NEDSMo
         new = processor.sessions[len(known.sessions) :]
         model.add_sessions({session["session"]: len(session["units"]) for session in new})
         model = PeftModel.from_pretrained(model, source).merge_and_unload()
+        model.requires_grad_()  # which peft has taken from all weights
     except (OSError, ValueError, RuntimeError, IndexError) as error:
         raise NEDSError(
             f"{source} does not fit {base}, which it says it is an adapter of: {one_line(error)}"

@@ -19,12 +19,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.utils import send_to_device
 from huggingface_hub.errors import HTTPError
 from torch.distributed.fsdp import FSDPModule
 from torch.utils.data import DataLoader, RandomSampler, Sampler, Subset
 from transformers import PreTrainedModel, ProgressCallback, Trainer
-from transformers.trainer_utils import EvalLoopOutput
+from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from neds_hf.cards.model import write_model_card
 from neds_hf.data.collator import ArrowTrials, NEDSCollator
@@ -93,13 +94,16 @@ class NEDSTrainer(Trainer):
             **kwargs,
         )
         self.processor = processor
-        self._mask_step, self._micro_step = -1, 0
         sessions = train.dataset["session"][:].to_pandas()
         rows = sessions.groupby(sessions).indices
         self.trials_of_session = [rows.get(session, np.empty(0, int)) for session in processor.session_ids]
         if not args.disable_tqdm:
             self.remove_callback(ProgressCallback)
             self.add_callback(OneLineProgress)
+
+    def train(self, *args, **kwargs) -> TrainOutput:
+        self._mask_step, self._micro_step = -1, 0
+        return super().train(*args, **kwargs)
 
     def init_hf_repo(self, token=None, private=None) -> None:
         try:
@@ -159,7 +163,8 @@ class NEDSTrainer(Trainer):
             optimizer = super().create_optimizer(model)
         except (ValueError, TypeError, ImportError) as error:
             raise NEDSError(f"--optim {self.args.optim.value}: {one_line(error)}") from error
-        optimizer.register_step_post_hook(self._decay_units)
+        if not isinstance(optimizer, AcceleratedOptimizer):  # an earlier training has made it ours
+            optimizer.register_step_post_hook(self._decay_units)
         return optimizer
 
     def create_scheduler(self, *args, **kwargs) -> torch.optim.lr_scheduler.LRScheduler:
