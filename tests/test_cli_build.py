@@ -153,6 +153,43 @@ def test_named_behaviors_of_arrays_become_columns(arrays, tmp_path):
     }
 
 
+def test_a_new_animal_joins_a_folder_by_its_own_file_whatever_behaviours_and_classes_it_lacks(
+    arrays, tmp_path, capsys
+):
+    def rewritten(file: Path, **changes) -> str:
+        with np.load(file) as whole:
+            kept = {**whole, **changes}
+        np.savez(file, **{name: values for name, values in kept.items() if values is not None})
+        return str(file)
+
+    out = str(tmp_path / "out")
+    first = rewritten(arrays[0], choice=np.resize([-1, 1], 20), lick=np.ones((20, 4)))
+    argv = [out, "--workers", "1", "--behaviors", "odor", "lick", "--arrays"]
+    assert run("build", [*argv, first]) == 0
+    columns = list(trials(Path(out), "train")[0])
+    new = rewritten(arrays[1], wheel_speed=None, odor=np.resize(["b", ""], 20))
+    for line in (
+        [out, "--workers", "1", "--arrays", new],
+        [*argv, new],
+    ):  # the second: again, as typed before
+        assert run("build", line) == 0
+    assert [row["session"] for row in sessions(Path(out))] == ["s1", "s2"]
+    (of_new,) = (tmp_path / "out/trials/train").glob("s2.parquet")
+    rows = pq.read_table(of_new).to_pylist()
+    assert list(rows[0]) == columns
+    # Of the folder's classes a and b, it is the second.
+    assert all(row["odor"] == (1 if row["trial_index"] % 2 == 0 else None) for row in rows)
+    assert {(row["choice"], row["lick"], row["wheel_speed"]) for row in rows} == {(None, None, None)}
+    capsys.readouterr()
+    assert (
+        run(
+            "build", [out, "--workers", "1", "--arrays", rewritten(arrays[1], odor=np.resize(["b", "c"], 20))]
+        )
+        == 2
+    )
+    assert "odor (a/b)" in (said := capsys.readouterr().err) and "odor (b/c)" in said
+
+
 def test_reaction_times_of_arrays_drop_trials(arrays, tmp_path, capsys):
     out = tmp_path / "out"
     assert run("build", [str(out), "--arrays", str(arrays[0]), "--reaction-time", "0.15", "0.4"]) == 0

@@ -253,10 +253,19 @@ def moved(run, tmp_path, base):
     return folder
 
 
-def test_a_model_that_is_not_there_is_named(run, tmp_path):
+def test_a_model_that_is_not_there_is_named_and_where_its_new_place_is_to_be_written(
+    run, model_folder, batch, tmp_path
+):
     folder = moved(run, tmp_path, "nowhere")
-    with pytest.raises(NEDSError, match=f"{folder} is an adapter of nowhere: no model folder nowhere"):
+    with pytest.raises(
+        NEDSError,
+        match=f"{folder} is an adapter of nowhere: no model folder nowhere; .*; where that was moved, write its "
+        f"place as base_model_name_or_path of {folder}/adapter_config.json",
+    ):
         load_model(str(folder))
+    shutil.rmtree(folder)
+    folder = moved(run, tmp_path, shutil.copytree(model_folder, tmp_path / "other disc"))
+    assert_same(*(load_model(str(place))[0].cpu() for place in (folder, run[0])), batch)
 
 
 def test_a_model_that_was_trained_anew_is_not_the_one_it_was_made_from(run, model_folder, tmp_path):

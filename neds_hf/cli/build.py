@@ -8,7 +8,7 @@ from pathlib import Path
 from neds_hf.cli.config import use_config
 from neds_hf.data.alf import one_sources
 from neds_hf.data.arrays import array_names, array_sources
-from neds_hf.data.folder import held_out_sessions, summary
+from neds_hf.data.folder import behaviors_there, held_out_sessions, summary
 from neds_hf.data.one_cache import open_local, open_openalyx
 from neds_hf.data.origin import repeated_site_sessions
 from neds_hf.data.schema import CAMERAS, IBL_BEHAVIORS, NUM_FOLDS, ConversionOptions, check_path
@@ -39,7 +39,8 @@ def main(argv: list[str]) -> None:
             without := [file for file in args.arrays if "reaction_time_s" not in array_names(file)]
         ):
             raise NEDSError(f"{without[0]}: --reaction-time needs an array 'reaction_time_s' in the file")
-        sources, options, behaviors = array_sources(args.arrays, options, args.behaviors)
+        known = behaviors_there(args.out)
+        sources, options, behaviors = array_sources(args.arrays, options, args.behaviors, known)
         there = [source.session for source in sources]
         sessions = _some_of(there, sessions, args.sessions, "in any of the files")
         sources = [source for source in sources if source.session in sessions]
@@ -166,7 +167,10 @@ def parser() -> argparse.ArgumentParser:
         help=f"of the whisker motion energy; the other where it has none (default {default.whisker_camera})",
     )
     parser.add_argument(
-        "--behaviors", nargs="+", metavar="NAME", help="further arrays to take as behaviours (with --arrays)"
+        "--behaviors",
+        nargs="+",
+        metavar="NAME",
+        help="further arrays to take as behaviours, beside those that OUT has (with --arrays)",
     )
     parser.add_argument(
         "--held-out",

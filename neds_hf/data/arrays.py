@@ -148,22 +148,29 @@ def classes_of(paths: Iterable[str | Path], names: Iterable[str]) -> dict[str, t
 
 
 def array_sources(
-    paths: Iterable[str | Path], options: ConversionOptions, behaviors: Iterable[str] | None = None
+    paths: Iterable[str | Path],
+    options: ConversionOptions,
+    behaviors: Iterable[str] | None = None,
+    there: Behaviors | None = None,
 ) -> tuple[list[Source], ConversionOptions, Behaviors]:
     """What `storage.convert` needs to convert these files into one dataset.
 
+    Args:
+        there: Behaviours that the dataset has already. Files may lack some of them, or some of their classes.
+
     Returns:
-        The sources; the options with the window, bin size and event of the files; the behaviours that occur
-        in any file.
+        The sources; the options with the window, bin size and event of the files; the behaviours of the dataset
+        and those that occur in any file.
 
     Raises:
         NEDSError: The files differ in window, bin size, event or in the kind of a behaviour, no file holds a named
             behaviour, a behaviour cannot have that name, or a categorical one hardly has a value twice.
     """
-    paths = [Path(path) for path in paths]
-    named = list(behaviors or ())
-    _check_names(named)
-    metas, kinds, names = {}, {}, {}
+    paths, there = [Path(path) for path in paths], there or {}
+    _check_names(list(behaviors or ()))
+    named = list(dict.fromkeys([*there, *(behaviors or ())]))
+    metas, names = {}, {}
+    kinds = {name: "categorical" if known else "continuous" for name, known in there.items()}
     for path in paths:
         arrays = _open(path)
         metas[path] = _meta(path, arrays)
@@ -185,6 +192,9 @@ def array_sources(
     classes = classes_of(
         paths, [n for n, kind in kinds.items() if kind == "categorical" and n not in IBL_CLASSES]
     )
+    classes |= {
+        name: known for name, known in there.items() if known and {*classes.get(name, ())} <= {*known}
+    }
     sources = [
         Source(meta["session"], _sha256(path), partial(read_arrays, path, options, names[path], classes))
         for path, meta in metas.items()

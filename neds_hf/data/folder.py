@@ -17,7 +17,7 @@ from yaml import YAMLError
 from neds_hf.cards.rendering import origin_in_words, render
 from neds_hf.data.files import LIST_OR_NULL, TEXT_OR_NULL, check_content, parse_json, read_json, written_whole
 from neds_hf.data.origin import license_of, origins
-from neds_hf.data.schema import SESSION_FEATURES, SPLITS
+from neds_hf.data.schema import SESSION_FEATURES, SPLITS, Behaviors
 from neds_hf.errors import NEDSError, one_line
 
 # What is read of the columns of a `sessions` table that are JSON, for `check_content`.
@@ -42,6 +42,13 @@ def provenances(out: Path) -> dict[str, dict]:
         return {}
     sessions = _read_sessions(out)
     return dict(zip(sessions["session"], map(json.loads, sessions["provenance"])))
+
+
+def behaviors_there(out: Path) -> Behaviors:
+    """Behaviours of the sessions that `out` holds; none where it holds none."""
+    for mark in provenances(out).values():
+        return {name: classes and tuple(classes) for name, classes in mark["behaviors"].items()}
+    return {}
 
 
 def held_out_sessions(out: Path) -> list[str]:

@@ -106,7 +106,10 @@ def _load_adapter(source: str, base: str, settings: dict | None) -> tuple[NEDSMo
     try:
         model, known = load_model(base, settings)
     except NEDSError as error:
-        raise NEDSError(f"{source} is an adapter of {base}: {error}") from error
+        raise NEDSError(
+            f"{source} is an adapter of {base}: {error}; where that was moved, write its place as "
+            f"base_model_name_or_path of {source}/adapter_config.json"
+        ) from error
     made_from = read_run(source)["configuration"].get("model_fingerprint")
     if made_from and made_from != fingerprint_of(model):
         raise NEDSError(f"{source} is an adapter of {base}, whose weights are no longer the same")
