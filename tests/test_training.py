@@ -91,16 +91,34 @@ def test_what_is_not_defined_is_null_in_the_files(model_folder):
     )
 
 
-def test_the_checkpoint_with_the_best_validation_mean_is_what_is_saved(model_folder, dataset):
-    validation = [
-        entry["eval_mean"] for entry in state_of(model_folder)["log_history"] if "eval_mean" in entry
-    ]
-    assert len(validation) == 15 and np.argmax(validation) != 14  # the last is not the best here
-    model, processor = load_model(str(model_folder))
+def test_the_checkpoint_with_the_best_mean_of_recent_evaluations_is_what_is_saved(dataset, tmp_path):
+    argv = [*pretrain_arguments(dataset, tmp_path), *OF_MODEL]
+    assert main(["pretrain", *argv, "--metric_for_best_model", "bits_per_spike"]) == 0
+    state = state_of(tmp_path)
+    values = [entry[name] for entry in state["log_history"] if (name := "eval_bits_per_spike") in entry]
+    recent = [np.mean(values[max(0, end - 5) : end]) for end in range(1, 16)]
+    best = np.argmax(recent)
+    assert len(values) == 15 and best not in (
+        14,
+        np.argmax(values),
+    )  # here neither the last nor the best single one
+    assert state["best_metric"] == pytest.approx(recent[best])
+    model, processor = load_model(str(tmp_path))
     scores = score_split(model, processor, open_recordings(dataset).only(["ann", "bob"]), "validation")
-    assert np.mean([scores[session]["mean"] for session in scores]) == pytest.approx(
-        max(validation), abs=1e-6
-    )
+    found = np.mean([scores[session]["bits_per_spike"] for session in scores])
+    assert found == pytest.approx(values[best], abs=1e-6)
+
+
+def test_one_lucky_evaluation_makes_no_best_checkpoint(model_folder, dataset, tmp_path):
+    trainer = make_trainer(dataset, model_folder, tmp_path)
+    best = []
+    for value in (0.1, 0.8, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7):
+        trainer.log({"loss": 1.0})
+        trainer.log({"eval_mean": value})
+        best.append(trainer._determine_best_metric({"eval_mean": value}, None))
+    # Means of the last five: 0.1, 0.45, 0.37, 0.35, 0.36, 0.44, 0.4, 0.5
+    assert best == [True, True, False, False, False, False, False, True]
+    assert trainer.state.best_metric == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize(

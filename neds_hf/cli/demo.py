@@ -44,8 +44,8 @@ from neds_hf.training.runs import environment, finish_run, start_run, write_arra
 from neds_hf.training.sessions import load_model
 
 # How the models are trained, beyond the defaults of `NEDSTrainingArguments`. `eval_steps` is the share of the
-# training between two evaluations, of which the best checkpoint is kept. The model of the new mouse alone gets
-# more steps on that mouse than the fine-tuned one: enough to converge.
+# training between two evaluations, by which the checkpoint is chosen. Fine-tuning is what `neds finetune` does by
+# default; the model of the new mouse alone gets more steps on that mouse: enough to converge.
 PRESET = "tiny"
 STRATEGY = "full"
 TRAININGS = {
@@ -62,9 +62,10 @@ TRAININGS = {
         "eval_steps": 1 / 12,
     },
     "fine-tuning": {
-        "num_train_epochs": 40,
+        "num_train_epochs": 60,
         "per_device_train_batch_size": 16,
-        "learning_rate": 2e-3,
+        "learning_rate": 1e-3,
+        "unit_weight_decay": 3.0,
         "eval_steps": 1 / 6,
     },
 }
@@ -282,8 +283,9 @@ def report(
         (
             "Pretraining",
             f"Means over the {num_pretrained} mice. Validation trials are neither trained on nor tested; the "
-            "checkpoint with the best mean of their five metrics is kept. Their loss is encoding plus decoding, "
-            "the training loss of one masking scheme a trial: do not compare the two.",
+            "checkpoint with the best mean of their five metrics, over up to five evaluations, is kept. Their "
+            "loss is encoding plus decoding, the training loss of one masking scheme a trial: do not compare the "
+            "two.",
             None,
             training_curves({"pretraining": history(out / "neds-ibl")}),
         ),

@@ -43,7 +43,7 @@ class NEDSTrainingArguments(TrainingArguments):
 
     The paper trains with AdamW, weight decay 0.01 and a one-cycle schedule with 15 % warm-up; `cosine` falls as
     that does, but warms up in a straight line, from 0. The model kept is the one with the best mean of the five
-    metrics on validation, unless that is trained on.
+    metrics on validation, over the last five evaluations, unless that is trained on.
     """
 
     output_dir: str = field(metadata={"help": "Folder of the run and of the model.", "aliases": ["--output"]})
@@ -63,7 +63,9 @@ class NEDSTrainingArguments(TrainingArguments):
     logging_strategy: str = field(default="epoch", metadata={"help": "When to log."})
     save_total_limit: int | None = field(default=1, metadata={"help": "Checkpoints kept, besides the best."})
     load_best_model_at_end: bool = field(default=True, metadata={"help": "Keep the best checkpoint."})
-    metric_for_best_model: str | None = field(default="eval_mean", metadata={"help": "What best means."})
+    metric_for_best_model: str | None = field(
+        default="eval_mean", metadata={"help": "What best means, averaged over the last five evaluations."}
+    )
     greater_is_better: bool | None = field(
         default=None, metadata={"help": "Higher is better. Default: unless it is a loss."}
     )

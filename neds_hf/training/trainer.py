@@ -6,7 +6,8 @@ Any other `Trainer` trains the model as well; this one adds:
   only, so that processes, gradient accumulation and resuming do not change them.
 - An epoch is a whole number of global batches: other random trials sit out in every epoch, at most one batch less
   one. Else the last step's trials would count more, and differently so on several processes.
-- Evaluation encodes and decodes every trial and streams the metrics; only sums are gathered.
+- Evaluation encodes and decodes every trial and streams the metrics; only sums are gathered. The best checkpoint
+  is the one with the best mean over the last `RECENT` evaluations.
 - Units' rows have a weight decay of their own, and only in steps that see trials of their session: those of the
   sessions that a run does not train on stay what they were. Sessions' embeddings are not decayed.
 """
@@ -40,6 +41,8 @@ from neds_hf.training.arguments import NEDSTrainingArguments
 from neds_hf.training.inference import score_batches, sums_of
 from neds_hf.training.mixup import mix_trials
 
+# On a few dozen trials the best of many single evaluations is mostly one that was lucky.
+RECENT = 5
 UNIT_ROWS = re.compile(r"\bunit_(embedding|readout)\b")  # also among the names of an adapter
 
 
@@ -179,14 +182,27 @@ class NEDSTrainer(Trainer):
     def log(self, logs: dict[str, float], *args, **kwargs) -> None:
         super().log(logs, *args, **kwargs)
         # The history is in every checkpoint; with all metrics of each of 84 sessions it would outgrow the weights.
-        best = "eval_" + (self.args.metric_for_best_model or "").removeprefix("eval_")
         last = self.state.log_history.pop()
-        self.state.log_history.append({n: v for n, v in last.items() if "/" not in n or n == best})
+        self.state.log_history.append({n: v for n, v in last.items() if "/" not in n or n == self._best})
         if not math.isfinite(logs.get("loss", 0.0)):
             raise Diverged(
                 f"training diverged: by step {self.state.global_step} the loss is no number any more; a lower "
                 "--learning_rate may help"
             )
+
+    @property
+    def _best(self) -> str:
+        """Name of the metric that checkpoints are chosen by."""
+        return "eval_" + (self.args.metric_for_best_model or "").removeprefix("eval_")
+
+    def _determine_best_metric(self, metrics, trial) -> bool:
+        """As in transformers, by the mean over the last evaluations, which the history has after a restart too."""
+        history = self.state.log_history
+        if self._best in metrics:
+            history[-1][self._best] = metrics[self._best]  # a callback may have added it
+            recent = [entry[self._best] for entry in history if self._best in entry][-RECENT:]
+            metrics = metrics | {self._best: float(np.mean(recent))}
+        return super()._determine_best_metric(metrics, trial)
 
     @torch.no_grad()
     def _decay_units(self, optimizer: torch.optim.Optimizer, *_) -> None:
