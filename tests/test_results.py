@@ -1,6 +1,10 @@
 """The tables of RESULTS.md come from committed files."""
 
+import json
+from functools import partial
+
 import ablations
+import checkpoints
 import common
 import folds
 import numpy as np
@@ -11,8 +15,10 @@ import simulation
 import transfer
 from small_dataset import simulate, write_arrays
 
+from neds_hf.training.arguments import NEDSTrainingArguments
 
-@pytest.mark.parametrize("script", [folds, ablations, transfer, simulation, regions])
+
+@pytest.mark.parametrize("script", [folds, ablations, checkpoints, transfer, simulation, regions])
 def test_the_page_holds_the_table_of_the_committed_runs(script):
     assert script.table(pd.read_csv(script.CSV)) in common.RESULTS.read_text()
 
@@ -138,6 +144,49 @@ def test_table_of_ablations_is_what_a_change_adds():
     assert lines[2].startswith("| compact | 0.367 | 0.367 |")
     assert all(" | +0.100 ± 0.300 | +0.100 ± 0.300 | " in line for line in lines[3:-1])
     assert lines[-1].startswith(f"| {last} | +0.100 ± 0.173 |")  # 0.3 / root of 3
+
+
+def test_checkpoints_are_chosen_by_five_evaluations_by_one_by_the_loss_or_are_the_last():
+    # Means of five: 0.1, 0.45, 0.37, 0.35, 0.36, 0.44, 0.4, 0.5, 0.46
+    means = [0.1, 0.8, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.1]
+    losses = [4, 3, 2, 1, 2, 3, 4, 5, 6]
+    assert [choose(means, losses) for choose in checkpoints.RULES.values()] == [7, 1, 3, 8]
+
+
+def test_the_default_choice_of_a_checkpoint_is_what_a_training_keeps(dataset, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        checkpoints, "NEDSTrainingArguments", partial(NEDSTrainingArguments, num_train_epochs=3)
+    )
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "half").touch()
+    found = checkpoints.evaluations(dataset, run, 0)
+    assert [scores["epoch"] for scores in found] == [1, 2, 3] and not (run / "half").exists()
+    means, losses = ([scores[name] for scores in found] for name in ("mean", "loss"))
+    kept = found[checkpoints.RULES[checkpoints.DEFAULT](means, losses)]["test"]
+    assert json.loads((run / "metrics.json").read_text())["mean"] == pytest.approx(kept, nan_ok=True)
+    file = run / "evaluations.json"
+    before = file.stat().st_mtime_ns
+    assert checkpoints.evaluations(dataset, run, 0) == found and file.stat().st_mtime_ns == before
+
+
+def test_table_of_checkpoints_is_what_another_choice_adds():
+    """The default has 0.1 and 0.3 in two folds; every other choice 0.5 and 0.1: 0.4 more and 0.2 less."""
+    rows = [
+        {
+            "checkpoint": rule,
+            "fold": fold,
+            "seed": 0,
+            "epoch": 10,
+            **dict.fromkeys(checkpoints.METRICS, value),
+        }
+        for rule in checkpoints.RULES
+        for fold, value in enumerate((0.1, 0.3) if rule == checkpoints.DEFAULT else (0.5, 0.1))
+    ]
+    lines = checkpoints.table(pd.DataFrame(rows)).splitlines()
+    assert lines[2].startswith("| best mean over 5 evaluations, the default | 10 | 0.200 | 0.200 |")
+    assert len(lines) == 6
+    assert all(" | 10 | +0.100 ± 0.300 | +0.100 ± 0.300 | " in line for line in lines[3:])
 
 
 def test_table_of_simulation_is_over_the_new_mice():
