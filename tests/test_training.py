@@ -98,10 +98,8 @@ def test_the_checkpoint_with_the_best_mean_of_recent_evaluations_is_what_is_save
     values = [entry[name] for entry in state["log_history"] if (name := "eval_bits_per_spike") in entry]
     recent = [np.mean(values[max(0, end - 5) : end]) for end in range(1, 16)]
     best = np.argmax(recent)
-    assert len(values) == 15 and best not in (
-        14,
-        np.argmax(values),
-    )  # here neither the last nor the best single one
+    # Here neither the last nor the best single one.
+    assert len(values) == 15 and best not in (14, np.argmax(values))
     assert state["best_metric"] == pytest.approx(recent[best])
     model, processor = load_model(str(tmp_path))
     scores = score_split(model, processor, open_recordings(dataset).only(["ann", "bob"]), "validation")
@@ -113,12 +111,28 @@ def test_one_lucky_evaluation_makes_no_best_checkpoint(model_folder, dataset, tm
     trainer = make_trainer(dataset, model_folder, tmp_path)
     best = []
     for value in (0.1, 0.8, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7):
+        trainer.state.global_step += 1
         trainer.log({"loss": 1.0})
         trainer.log({"eval_mean": value})
         best.append(trainer._determine_best_metric({"eval_mean": value}, None))
     # Means of the last five: 0.1, 0.45, 0.37, 0.35, 0.36, 0.44, 0.4, 0.5
     assert best == [True, True, False, False, False, False, False, True]
     assert trainer.state.best_metric == pytest.approx(0.5)
+
+
+def test_an_evaluation_that_is_no_number_or_of_no_new_checkpoint_is_in_no_mean(
+    model_folder, dataset, tmp_path
+):
+    trainer = make_trainer(dataset, model_folder, tmp_path)
+    trainer.log({"eval_mean": -9.0})  # by --eval_on_start
+    best = []
+    for value in (0.1, np.nan, 0.3, 0.8):
+        trainer.state.global_step += 1
+        trainer.log({"eval_mean": value})
+        best.append((trainer._determine_best_metric({"eval_mean": value}, None), trainer.state.best_metric))
+        trainer.log({"eval_mean": value})  # by --eval_on_start, after a restart from this step
+    means = [(True, 0.1), (False, 0.1), (True, 0.2), (True, 0.4)]
+    assert best == [(new, pytest.approx(mean)) for new, mean in means]
 
 
 @pytest.mark.parametrize(

@@ -196,11 +196,15 @@ class NEDSTrainer(Trainer):
         return "eval_" + (self.args.metric_for_best_model or "").removeprefix("eval_")
 
     def _determine_best_metric(self, metrics, trial) -> bool:
-        """As in transformers, by the mean over the last evaluations, which the history has after a restart too."""
+        """As in transformers, by the mean over the last evaluations, which the history has after a restart too.
+
+        What is no number is in no mean, nor what --eval_on_start finds, which is of no new checkpoint.
+        """
         history = self.state.log_history
-        if self._best in metrics:
+        if math.isfinite(metrics.get(self._best, math.nan)):
             history[-1][self._best] = metrics[self._best]  # a callback may have added it
-            recent = [entry[self._best] for entry in history if self._best in entry][-RECENT:]
+            values = {entry["step"]: entry[self._best] for entry in history if self._best in entry}
+            recent = [value for step, value in values.items() if step and math.isfinite(value)][-RECENT:]
             metrics = metrics | {self._best: float(np.mean(recent))}
         return super()._determine_best_metric(metrics, trial)
 
