@@ -181,13 +181,13 @@ def test_a_new_animal_joins_a_folder_by_its_own_file_whatever_behaviours_and_cla
     assert all(row["odor"] == (1 if row["trial_index"] % 2 == 0 else None) for row in rows)
     assert {(row["choice"], row["lick"], row["wheel_speed"]) for row in rows} == {(None, None, None)}
     capsys.readouterr()
-    assert (
-        run(
-            "build", [out, "--workers", "1", "--arrays", rewritten(arrays[1], odor=np.resize(["b", "c"], 20))]
-        )
-        == 2
-    )
+    argv = [out, "--workers", "1", "--arrays", new]
+    rewritten(arrays[1], odor=np.resize(["b", "c"], 20))
+    assert run("build", argv) == 2
     assert "odor (a/b)" in (said := capsys.readouterr().err) and "odor (b/c)" in said
+    rewritten(arrays[1], lick=np.resize([0, 1], 20))
+    assert run("build", argv) == 2
+    assert "lick is categorical, but continuous in the dataset: convert into" in capsys.readouterr().err
 
 
 def test_reaction_times_of_arrays_drop_trials(arrays, tmp_path, capsys):

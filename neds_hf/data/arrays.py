@@ -177,7 +177,8 @@ def array_sources(
         names[path] = [name for name in named if name in arrays]
         for name, kind in _behavior_kinds(path, arrays, names[path]).items():
             if kinds.setdefault(name, kind) != kind:
-                raise NEDSError(f"{path}: {name} is {kind}, but {kinds[name]} in another file")
+                where = "the dataset: convert into another folder" if name in there else "another file"
+                raise NEDSError(f"{path}: {name} is {kind}, but {kinds[name]} in {where}")
     first = metas[paths[0]]
     for path, meta in metas.items():
         for key in ("window_s", "bin_size_s", "align_event"):
