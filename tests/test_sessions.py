@@ -267,10 +267,11 @@ def test_the_plain_trainer_fine_tunes_a_new_animal(dataset, model_folder, tmp_pa
         eval_dataset=trials["validation"],
         processing_class=processor,
     )
-    before = trainer.evaluate()["eval_loss"]
+    new = trials["train"].filter(lambda trial: trial["session"] == "cat")
+    before = trainer.evaluate(new)["eval_loss"]
     trainer.train()
-    after = trainer.evaluate()["eval_loss"]
-    assert np.isfinite(before) and after < before
+    after = trainer.evaluate(new)["eval_loss"]
+    assert after < before and np.isfinite(trainer.evaluate()["eval_loss"])
     assert all("loss" not in entry or np.isfinite(entry["loss"]) for entry in trainer.state.log_history)
     trainer.save_model(str(tmp_path / "saved"))
     assert load_model(str(tmp_path / "saved"))[0].config.session_ids == ["ann", "bob", "cat"]
