@@ -263,6 +263,10 @@ def test_a_model_that_is_not_there_is_named_and_where_its_new_place_is_to_be_wri
         f"place as base_model_name_or_path of {folder}/adapter_config.json",
     ):
         load_model(str(folder))
+    with pytest.raises(
+        NEDSError, match=r"mask_ratio must be at least 0 and below 1, not 5.0$"
+    ):  # it is there
+        load_model(str(run[0]), {"mask_ratio": 5.0})
     shutil.rmtree(folder)
     folder = moved(run, tmp_path, shutil.copytree(model_folder, tmp_path / "other disc"))
     assert_same(*(load_model(str(place))[0].cpu() for place in (folder, run[0])), batch)

@@ -106,10 +106,9 @@ def _load_adapter(source: str, base: str, settings: dict | None) -> tuple[NEDSMo
     try:
         model, known = load_model(base, settings)
     except NEDSError as error:
-        raise NEDSError(
-            f"{source} is an adapter of {base}: {error}; where that was moved, write its place as "
-            f"base_model_name_or_path of {source}/adapter_config.json"
-        ) from error
+        moved = f"; where that was moved, write its place as base_model_name_or_path of {source}/"
+        hint = "" if Path(base).exists() else f"{moved}adapter_config.json"
+        raise NEDSError(f"{source} is an adapter of {base}: {error}{hint}") from error
     made_from = read_run(source)["configuration"].get("model_fingerprint")
     if made_from and made_from != fingerprint_of(model):
         raise NEDSError(f"{source} is an adapter of {base}, whose weights are no longer the same")
