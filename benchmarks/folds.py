@@ -101,11 +101,16 @@ def model_of_mice(output: Path, window: pd.Series, num_mice: int, epochs: int, s
     return output / f"model-{seed}"
 
 
+def means_of_folds(results: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Method to its metrics, means over seeds, a row a fold."""
+    folds = results.drop(columns="seed").groupby(["method", "fold"]).mean()
+    return {method: folds.loc[method] for method in (*BASELINES, *ONE_TASK, *NEDS, *FROM_MICE, *ENSEMBLES)}
+
+
 def table(results: pd.DataFrame) -> str:
     """Mean ± standard error over folds, of each fold the mean over seeds; then NEDS, one seed and several
     averaged, less the best baseline of each column, fold by fold."""
-    folds = results.drop(columns="seed").groupby(["method", "fold"]).mean()
-    shown = {method: folds.loc[method] for method in (*BASELINES, *ONE_TASK, *NEDS, *FROM_MICE, *ENSEMBLES)}
+    shown = means_of_folds(results)
     best = best_of(shown, BASELINES, METRICS)
     shown |= {f"{method} − best baseline": shown[method] - best for method in COMPARED}
     texts = {name: [estimate(values[m]) for m in METRICS] for name, values in shown.items()}

@@ -91,14 +91,21 @@ def measure(recordings: list[Path], output: Path, num_new: int, seeds: list[int]
     ]
 
 
+def means_of_folds(results: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Method to its metrics, means over sessions and seeds, a row a fold."""
+    metrics = [metric for metric in METRICS if metric in results]
+    by_session = results.groupby(["session", "method", "fold"])[metrics].mean()
+    folds = by_session.groupby(["method", "fold"]).mean()
+    return {method: folds.loc[method] for method in (*BASELINES, *TRAINED, ONE_MODEL, *AVERAGED)}
+
+
 def table(results: pd.DataFrame) -> str:
     """Each session, the mean over folds; then the mean over sessions ± standard error over folds, and what
     fine-tuning adds to training alone and to the best baseline of each column."""
-    metrics = [metric for metric in METRICS if metric in results]
-    results = results.groupby(["session", "method", "fold"])[metrics].mean()  # over seeds
-    by_session = results.groupby(["session", "method"]).mean()
-    folds = results.groupby(["method", "fold"]).mean()
-    means = {method: folds.loc[method] for method in (*BASELINES, *TRAINED, ONE_MODEL, *AVERAGED)}
+    means = means_of_folds(results)
+    metrics = list(means[BASELINES[0]])
+    of_folds = results.groupby(["session", "method", "fold"])[metrics].mean()  # over seeds
+    by_session = of_folds.groupby(["session", "method"]).mean()
     texts = {
         f"{session}: {method}": [
             "" if pd.isna(value) else f"{value:.3f}" for value in by_session.loc[session, method]

@@ -7,6 +7,7 @@ import ablations
 import checkpoints
 import common
 import folds
+import headline
 import numpy as np
 import pandas as pd
 import pytest
@@ -21,6 +22,18 @@ from neds_hf.training.arguments import NEDSTrainingArguments
 @pytest.mark.parametrize("script", [folds, ablations, checkpoints, transfer, simulation, regions])
 def test_the_page_holds_the_table_of_the_committed_runs(script):
     assert script.table(pd.read_csv(script.CSV)) in common.RESULTS.read_text()
+
+
+def test_readme_holds_the_headline_of_the_committed_runs():
+    """The row of NEDS on the IBL session is that of the table of folds, the five columns that are shown."""
+    table = headline.table()
+    assert table in headline.README.read_text()
+    row = next(
+        line for line in folds.table(pd.read_csv(folds.CSV)).splitlines() if line.startswith("| NEDS |")
+    )
+    cells = row.split(" | ")
+    shown = [cells[1 + list(common.METRICS).index(metric)].removesuffix(" |") for metric in headline.SHOWN]
+    assert f"| IBL: NEDS | {' | '.join(shown)} |" in table.splitlines()
 
 
 def test_table_of_folds_is_over_means_of_seeds_and_paired():
