@@ -3,7 +3,8 @@
     python benchmarks/folds.py --recording dy016.npz --output fold_runs
 
 All learn from the training and validation trials of a fold; two NEDS are pretrained on simulated mice. Writes
-`folds.csv` beside this file and its table into RESULTS.md. What is finished is not repeated.
+`folds.csv` beside this file and its table into RESULTS.md, and draws trials into `folds_encoding.png` and
+`folds_decoding.png`. What is finished is not repeated.
 """
 
 from pathlib import Path
@@ -28,6 +29,10 @@ from common import (
     scores_of_training,
 )
 
+from neds_hf.analysis.figures import behavior_of_first_trials, psths_of_busiest_units
+from neds_hf.analysis.predictions import show_runs
+from neds_hf.analysis.report import FIGURE_DPI
+from neds_hf.analysis.runs import read_runs
 from neds_hf.data.recordings import open_recordings
 from neds_hf.data.schema import NUM_FOLDS
 
@@ -117,6 +122,16 @@ def table(results: pd.DataFrame) -> str:
     return markdown(pd.DataFrame.from_dict(texts, orient="index", columns=list(METRICS.values())))
 
 
+def draw(fold: Path, seed: int, folder: Path) -> None:
+    """What the linear baseline and a NEDS predict of a fold's test trials, into this folder."""
+    paths = {"linear": fold / "baselines" / "linear", "NEDS": fold / f"{NEDS['NEDS'][0]}-{seed}"}
+    runs = [run for name, path in paths.items() for run in read_runs(path, name)]
+    shown = show_runs(runs, open_recordings(fold / "dataset"))
+    psths_of_busiest_units(shown).savefig(folder / "folds_encoding.png", dpi=FIGURE_DPI)
+    behavior_of_first_trials(shown).savefig(folder / "folds_decoding.png", dpi=FIGURE_DPI)
+
+
 if __name__ == "__main__":
     options = options_of_recording(__doc__)
     publish_table(CSV, measure(options.recording, options.output, options.seeds), table)
+    draw(options.output / "fold-0", options.seeds[0], HERE)

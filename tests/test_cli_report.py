@@ -419,4 +419,6 @@ def test_the_help_lists_every_flag(capsys):
     with pytest.raises(SystemExit, match="0"):
         main(["report", "--help"])
     text = capsys.readouterr().out
-    assert all(name in text for name in ("  DIR ", "  --names ", "  --output "))
+    assert all(
+        name in text for name in ("  DIR ", "  --names ", "  --dataset ", "  --session ", "  --output ")
+    )

@@ -7,16 +7,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from neds_hf.analysis.comparison import Predictions
 from neds_hf.analysis.decoding import decode_categorical, decode_continuous
 from neds_hf.analysis.encoding import average_trial, best_smoothing, encode_linear
 from neds_hf.analysis.poisson_glm import encode_poisson
 from neds_hf.analysis.reduced_rank import reduced_rank
 from neds_hf.data.trials import SessionTrials
 from neds_hf.errors import NEDSError
-
-# What is predicted of a session's test trials: `log_rates` (B, T, N), ln expected counts per bin; every continuous
-# behaviour (B, T); every categorical one, class probabilities (B, C). NaN: could not be predicted.
-Predictions = dict[str, np.ndarray]
 
 MIN_TRIALS = 5  # training trials: one for each fold
 MULTI_SESSION = "reduced_rank_multi_session"

@@ -8,6 +8,10 @@ import pandas as pd
 from neds_hf.data.trials import SessionTrials
 from neds_hf.metrics.sums import SessionSums
 
+# What is predicted of a session's test trials: `log_rates` (B, T, N), ln expected counts per bin; every continuous
+# behaviour (B, T); every categorical one, class probabilities (B, C). NaN: could not be predicted.
+Predictions = dict[str, np.ndarray]
+
 # Heading of each column of the table, and its metric.
 COLUMNS = {
     "bits/spike": "bits_per_spike",
@@ -22,14 +26,12 @@ BEHAVIOR_UNITS = {"wheel_speed": "rad/s", "whisker_motion_energy": "a.u."}
 
 
 def score_predictions(
-    predictions: dict[str, np.ndarray], trials: SessionTrials, null_rates: np.ndarray | None = None
+    predictions: Predictions, trials: SessionTrials, null_rates: np.ndarray | None = None
 ) -> dict[str, float]:
     """Metrics of predictions of one session's trials, as `SessionSums.metrics` names them.
 
     Args:
-        predictions: `log_rates` (B, T, N); of continuous behaviours (B, T), of categorical ones class
-            probabilities (B, C). A categorical behaviour that is all NaN was not predicted. What is not there has
-            no metrics.
+        predictions: A categorical behaviour that is all NaN was not predicted. What is not there has no metrics.
         trials: What really happened in these trials, in the same order.
         null_rates: (N,) expected counts per bin in training trials.
     """
@@ -69,14 +71,30 @@ class ShownSession:
 
     Attributes:
         trials: The test trials.
-        predictions: Method to its predictions (`score_predictions`); the last one's rates are shown.
+        predictions: Method to its predictions, none, or only some of them; the rates of the last are shown that
+            has any.
         regions: (N,) regions of the units.
         times_s: (T,) centres of the bins in seconds from the event.
         bin_size_s: Bin width in seconds.
     """
 
     trials: SessionTrials
-    predictions: dict[str, dict[str, np.ndarray]]
+    predictions: dict[str, Predictions]
     regions: np.ndarray
     times_s: np.ndarray
     bin_size_s: float
+
+    @property
+    def encoding(self) -> str | None:
+        """The method whose rates are shown."""
+        encoding = [method for method, predicted in self.predictions.items() if "log_rates" in predicted]
+        return encoding[-1] if encoding else None
+
+    def decoded(self, method: str) -> list[str]:
+        """Continuous behaviours that some trial has and the method predicts."""
+        predicted = self.predictions[method]
+        return [
+            name
+            for name, values in self.trials.continuous.items()
+            if name in predicted and np.isfinite(values).any() and np.isfinite(predicted[name]).any()
+        ]

@@ -160,7 +160,7 @@ def behavior_traces(
         real: Name of each variable to its (B, T) values in the trials to show.
         predicted: Name of each method to the like.
         trial_numbers: B numbers for the titles.
-        units: Name of each variable to its unit, such as "rad/s".
+        units: Name of a variable to its unit, such as "rad/s".
     """
     num_trials = len(trial_numbers)
     figure = Figure(figsize=(max(4.5, 2.3 * num_trials), 0.6 + 1.8 * len(real)), layout="constrained")
@@ -171,7 +171,8 @@ def behavior_traces(
             for color, method in zip(_colors(len(predicted)), predicted.values()):
                 _line(panel, times_s, method[name][trial], color, linewidth=1.3)
             panel.axvline(0, color="gray", linewidth=0.8, linestyle=":")
-        row[0].set_ylabel(f"{fill(name.replace('_', ' '), 24)}\n({units[name]})")
+        unit = f"\n({units[name]})" if name in units else ""
+        row[0].set_ylabel(fill(name.replace("_", " "), 24) + unit)
     for panel, number in zip(panels[0], trial_numbers):
         panel.set_title(f"trial {number}")
     figure.supxlabel("time from event (s)", fontsize=9)
@@ -182,40 +183,51 @@ def behavior_traces(
 
 
 def raster_of_first_trial(shown: ShownSession) -> Figure:
-    """Spikes of the first test trial, and the rates that the last method predicts."""
-    log_rates = list(shown.predictions.values())[-1]["log_rates"]
+    """Spikes of the first trial, and the rates that are predicted."""
+    log_rates = shown.predictions[shown.encoding]["log_rates"]
     return raster_with_rates(
         shown.trials.spike_counts[0], np.exp(log_rates[0]) / shown.bin_size_s, shown.times_s, shown.regions
     )
 
 
 def psths_of_busiest_units(shown: ShownSession) -> Figure:
-    """Average test trial by choice of the units with the most spikes in them, by the last method."""
+    """Average trial of the units with the most spikes; trials are averaged apart by choice where there is one."""
     trials = shown.trials
     busiest = np.argsort(-trials.spike_counts.sum((0, 1), dtype=np.int64), kind="stable")[:SHOWN_UNITS]
-    log_rates = list(shown.predictions.values())[-1]["log_rates"]
-    chosen = trials.categorical["choice"]
-    labels = np.array([f"choice {name}" for name in trials.classes["choice"]])
+    log_rates = shown.predictions[shown.encoding]["log_rates"]
+    kept, conditions = np.ones(len(log_rates), bool), np.full(len(log_rates), "all trials")
+    chosen = trials.categorical.get("choice", np.array([-1]))
+    if (chosen >= 0).any():
+        labels = np.array([f"choice {name}" for name in trials.classes["choice"]])
+        kept, conditions = chosen >= 0, labels[chosen]
     return psths(
-        trials.spike_counts[chosen >= 0][..., busiest],
-        log_rates[chosen >= 0][..., busiest],
+        trials.spike_counts[kept][..., busiest],
+        log_rates[kept][..., busiest],
         shown.times_s,
         [f"{shown.regions[unit]}, unit {unit}" for unit in busiest],
         shown.bin_size_s,
-        labels[chosen[chosen >= 0]],
+        conditions[kept],
     )
 
 
-def behavior_of_first_trials(shown: ShownSession) -> Figure:
-    """Wheel speed and whisker motion energy of the first test trials, recorded and by every method."""
+def behavior_of_first_trials(shown: ShownSession) -> Figure | None:
+    """Continuous behaviours of the first trials that have them, recorded and by every method that decodes; None
+    where none does."""
+    decoded = {method: names for method in shown.predictions if (names := shown.decoded(method))}
+    real = {name: shown.trials.continuous[name] for names in decoded.values() for name in names}
+    if not real:
+        return None
+    recorded = np.any([np.isfinite(values).all(1) for values in real.values()], 0)
+    rows = np.flatnonzero(recorded)[:SHOWN_TRIALS]
+    nothing = np.full(shown.trials.spike_counts.shape[:2], np.nan)
     return behavior_traces(
         shown.times_s,
-        {name: shown.trials.continuous[name][:SHOWN_TRIALS] for name in BEHAVIOR_UNITS},
+        {name: values[rows] for name, values in real.items()},
         {
-            method: {name: predicted[name][:SHOWN_TRIALS] for name in BEHAVIOR_UNITS}
-            for method, predicted in shown.predictions.items()
+            method: {name: shown.predictions[method].get(name, nothing)[rows] for name in real}
+            for method in decoded
         },
-        shown.trials.trial_index[:SHOWN_TRIALS].tolist(),
+        shown.trials.trial_index[rows].tolist(),
         BEHAVIOR_UNITS,
     )
 

@@ -49,6 +49,7 @@ class Run:
         name: For tables and figures.
         path: What it was read from.
         scores: Session to its metrics; NaN is not defined.
+        parts: Session to the folder or file that has its metrics: `path`, or what is in it.
         settings: Name to value, names of what is nested joined by dots; empty where not known.
         split: Of the dataset, that was scored.
         fingerprints: Sessions to the fingerprint of their data, where known (`Recordings.fingerprint`).
@@ -61,6 +62,7 @@ class Run:
     name: str
     path: Path
     scores: dict[str, dict[str, float]]
+    parts: dict[str, Path] = field(default_factory=dict)
     settings: dict[str, object] = field(default_factory=dict)
     split: str = "test"
     fingerprints: dict[frozenset[str], str] = field(default_factory=dict)
@@ -223,6 +225,7 @@ def _read_run(path: Path, name: str) -> Run:
         name,
         path,
         scores,
+        dict.fromkeys(scores, path),
         {key: value for key, value in _flat(configuration) if key.split(".")[-1] not in OF_SESSIONS},
         configuration.get("split", "test"),
         {frozenset(sessions): fingerprint} if fingerprint else {},
@@ -249,6 +252,7 @@ def _joined(name: str, path: Path, parts: list[Run]) -> Run:
         name,
         path,
         {session: scores for part in parts for session, scores in part.scores.items()},
+        {session: folder for part in parts for session, folder in part.parts.items()},
         settings,
         splits.pop() if len(splits) == 1 else VARIES,
         {sessions: fingerprint for part in parts for sessions, fingerprint in part.fingerprints.items()},

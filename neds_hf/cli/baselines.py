@@ -8,8 +8,9 @@ import numpy as np
 from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
-from neds_hf.analysis.baselines import METHODS, MULTI_SESSION, Predictions, predict_tests
-from neds_hf.analysis.comparison import score_predictions
+from neds_hf.analysis.baselines import METHODS, MULTI_SESSION, predict_tests
+from neds_hf.analysis.comparison import Predictions, score_predictions
+from neds_hf.analysis.predictions import file_of, read_predictions, write_predictions
 from neds_hf.analysis.report import text_table
 from neds_hf.analysis.runs import Run, labelled, means_of, metrics_of
 from neds_hf.analysis.summary import grouped, is_headline, summary
@@ -24,7 +25,7 @@ from neds_hf.models.configuration_neds import PRESETS
 from neds_hf.training.arguments import NEDSTrainingArguments, parse_training_arguments, training_parser
 from neds_hf.training.fit import configuration_of, fit
 from neds_hf.training.inference import predict, split_loader
-from neds_hf.training.runs import finish_run, start_run, write_arrays
+from neds_hf.training.runs import finish_run, start_run
 from neds_hf.training.sessions import load_model
 
 # NEDS that does only one of the two: its task.
@@ -120,14 +121,13 @@ def run_method(
     scores = {}
     for session in recordings.session_ids:
         progress.set_description(f"{method}, {session}")
-        file = folder / "predictions" / f"{session}.npz"
         train = null_trials.trials(session, "train")
         if method in UNIMODAL and not has_behavior(train):
             print(f"{method} leaves out {session}: none of its training trials has a behaviour")
             scores[session] = {}
             progress.update()
             continue
-        if not file.exists():
+        if not file_of(folder, session).exists():
             fitted = recordings if method == MULTI_SESSION else recordings.only([session])
             if method in UNIMODAL:
                 model_folder = folder / "models" / session
@@ -141,7 +141,7 @@ def run_method(
                 predicted = predict_tests(method, trains, tests, args.seed)
             for of_session, predictions in zip(fitted.session_ids, predicted):
                 write_predictions(folder, fitted.trials(of_session, split), predictions)
-        scores[session] = score(file, recordings.trials(session, split), train.spike_counts.mean((0, 1)))
+        scores[session] = score(folder, recordings.trials(session, split), train.spike_counts.mean((0, 1)))
         progress.update()
     if not finished:
         write_json(folder / "metrics.json", {**summary(scores), "sessions": scores})
@@ -176,21 +176,9 @@ def configuration(
     }
 
 
-def write_predictions(folder: Path, trials: SessionTrials, predictions: Predictions) -> None:
-    """`predictions/<session>.npz`."""
-    classes = {
-        f"{name}_classes": np.array(given) for name, given in trials.classes.items() if name in predictions
-    }
-    arrays = {name: np.asarray(values, np.float32) for name, values in predictions.items()}
-    file = folder / "predictions" / f"{trials.session}.npz"
-    write_arrays(file, trial_index=trials.trial_index, **classes, **arrays)
-
-
-def score(file: Path, trials: SessionTrials, null_rates: np.ndarray) -> dict[str, float]:
+def score(folder: Path, trials: SessionTrials, null_rates: np.ndarray) -> dict[str, float]:
     """Metrics (`score_predictions`) of predictions that were written."""
-    with np.load(file) as arrays:
-        known = ("log_rates", *trials.continuous, *trials.classes)
-        predictions = {name: arrays[name] for name in known if name in arrays}
+    predictions = read_predictions(folder, trials)
     metrics = score_predictions(predictions, trials, null_rates)
     if "log_rates" not in predictions or len(predictions) == 1:
         del metrics["mean"]  # of encoding and decoding

@@ -23,6 +23,7 @@ from neds_hf.analysis.comparison import (
     comparison_table,
     score_predictions,
 )
+from neds_hf.analysis.predictions import predict_session, show_session
 from neds_hf.analysis.report import text_table, write_report
 from neds_hf.cli import finetune, pretrain
 from neds_hf.cli.evaluate import score_true_rates
@@ -39,9 +40,7 @@ from neds_hf.models import NEDSModel, NEDSProcessor
 from neds_hf.models.configuration_neds import PRESETS
 from neds_hf.training.arguments import NEDSTrainingArguments
 from neds_hf.training.fit import fit
-from neds_hf.training.inference import TASKS, predict, split_loader
 from neds_hf.training.runs import environment, finish_run, start_run, write_arrays
-from neds_hf.training.sessions import load_model
 
 # How the models are trained, beyond the defaults of `NEDSTrainingArguments`. `eval_steps` is the share of the
 # training between two evaluations, by which the checkpoint is chosen. Fine-tuning is what `neds finetune` does by
@@ -220,17 +219,13 @@ def compare(out: Path, recording: Recordings, seed: int) -> tuple[dict[str, dict
     trials = recording.trials(eid, "test")
     predictions = {LINEAR: baseline(out / "linear" / f"{eid}.npz", recording, seed)}
     for method, folder in ((ALONE, "alone"), (FINETUNED, "finetuned")):
-        model, processor = load_model(str(out / folder / eid))
-        loader = split_loader(processor, recording, "test")
-        predictions[method] = {
-            name: values for task in TASKS for name, values in predict(model, processor, loader, task).items()
-        }
+        predictions[method] = predict_session([str(out / folder / eid)], recording, "test")
+    processor = NEDSProcessor.from_pretrained(out / "finetuned" / eid)
     null_rates = processor.mean_counts(eid)
     scores = {m: score_predictions(predicted, trials, null_rates) for m, predicted in predictions.items()}
     reached = score_true_rates(out / "alf", recording, "test", processor)[eid]
     scores |= {method: {"bits_per_spike": reached[name]} for method, name in TRUE_RATES.items()}
-    regions = recording.units.sort_values("unit_index")["beryl"].to_numpy()
-    return scores, ShownSession(trials, predictions, regions, processor.times_s, processor.bin_size_s)
+    return scores, show_session(recording, trials, predictions)
 
 
 def subject(recording: Recordings) -> str:

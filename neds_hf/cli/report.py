@@ -38,11 +38,19 @@ def main(argv: list[str]) -> None:
         "different sessions, which together are one run",
     )
     parser.add_argument("--names", nargs="+", help="a name for each DIR (default: its own)")
+    parser.add_argument(
+        "--dataset",
+        help="that of the runs (a folder, or an id on the Hub): draws spikes, average trials and behaviours of a "
+        "session, recorded and predicted",
+    )
+    parser.add_argument("--session", help="of the dataset, to draw (default: the first that all runs score)")
     parser.add_argument("--output", type=Path, required=True, help="HTML file to write")
     arguments = parser.parse_args(argv)
     names = arguments.names or [None] * len(arguments.runs)
     if len(names) != len(arguments.runs):
         raise NEDSError(f"--names has {len(names)} names for {len(arguments.runs)} DIR")
+    if arguments.session and not arguments.dataset:
+        raise NEDSError("--session is of a --dataset, whose trials it draws")
     require("a report", "report", "matplotlib")
     check_output(arguments.output)
     runs = [run for path, name in zip(arguments.runs, names) for run in read_runs(path, name)]
@@ -52,6 +60,8 @@ def main(argv: list[str]) -> None:
 
     shared, metrics = shared_sessions(runs), metrics_of(runs)
     headlines = [name for name in metrics if is_headline(name)]
+    session = arguments.session or next(iter(shared), None)
+    drawn = trials_of(runs, arguments.dataset, session) if arguments.dataset else []
     sections = []
     if said := cautions(runs):
         print(*said, sep="\n", end="\n\n")
@@ -67,6 +77,7 @@ def main(argv: list[str]) -> None:
                 sections.append((f"More of {group}", "", labelled(means_of(runs, more, shared)), None))
     if any(run.history for run in runs):
         sections.append(training(runs))
+    sections += drawn
     if not (different := differences(runs)).empty:
         sections.append(("Settings that differ", ABOUT_SETTINGS, different.rename_axis("setting"), None))
     sections.append(provenance(runs))
@@ -117,6 +128,47 @@ def training(runs: list[Run]) -> tuple:
         "scheme a trial: do not compare the two."
     )
     return "Training", text, None, training_curves({run.name: run.history for run in runs if run.history})
+
+
+def trials_of(runs: list[Run], dataset: str, session: str | None) -> list[tuple]:
+    """Figures of trials of one session, recorded and predicted.
+
+    Raises:
+        NEDSError: A run does not score the session, the dataset does not have it, or a run's predictions cannot
+            be had (`show_runs`).
+    """
+    if session is None:
+        raise NEDSError("--dataset: there is no session that all runs score, whose trials could be drawn")
+    for run in runs:
+        if session not in run.scores:
+            raise NEDSError(f"{run.path} does not score session {session}, whose trials are to be drawn")
+    # Needs torch, and matplotlib.
+    from neds_hf.analysis.figures import (
+        behavior_of_first_trials,
+        psths_of_busiest_units,
+        raster_of_first_trial,
+    )
+    from neds_hf.analysis.predictions import show_runs
+    from neds_hf.data.recordings import open_recordings
+
+    shown = show_runs(runs, open_recordings(dataset).only([session]))
+    sections = []
+    if shown.encoding:
+        trial = shown.trials.trial_index[0]
+        one = (
+            f"Trial {trial} of {session}: spikes, and rates as {shown.encoding} predicts them from behaviour."
+        )
+        average = (
+            f"The units of {session} with the most spikes, trials averaged; predicted by {shown.encoding}."
+        )
+        sections += [
+            ("Encoding: one trial", one, None, raster_of_first_trial(shown)),
+            ("Encoding: average trials", average, None, psths_of_busiest_units(shown)),
+        ]
+    if figure := behavior_of_first_trials(shown):
+        text = f"The first trials of {session}, predicted from their spikes."
+        sections.append(("Decoding: single trials", text, None, figure))
+    return sections
 
 
 def provenance(runs: list[Run]) -> tuple:

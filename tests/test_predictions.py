@@ -1,0 +1,237 @@
+"""What runs predict of one session's trials, and `neds report --dataset`, which draws it."""
+
+import json
+import re
+from html import unescape
+
+import folds
+import numpy as np
+import pytest
+
+pytest.importorskip("matplotlib", reason="matplotlib is not installed (neds_hf[report])")
+
+from neds_hf.analysis.figures import behavior_of_first_trials, psths_of_busiest_units, raster_of_first_trial
+from neds_hf.analysis.predictions import show_runs, show_session, write_predictions
+from neds_hf.analysis.runs import read_runs
+from neds_hf.cli.main import main
+from neds_hf.data.recordings import open_recordings
+
+
+@pytest.fixture(scope="module")
+def baselines(dataset, tmp_path_factory):
+    out = tmp_path_factory.mktemp("baselines") / "base"
+    argv = ["--dataset", dataset, "--session", "ann", "bob", "--methods", "trial_average", "--output", out]
+    assert main(["baselines", *map(str, argv)]) == 0
+    return out / "trial_average"
+
+
+@pytest.fixture(scope="module")
+def scores(dataset, model_folder, tmp_path_factory):
+    """File of `neds evaluate` of the model twice, which predicts as the model does."""
+    out = tmp_path_factory.mktemp("scores") / "twice.json"
+    argv = ["--model", model_folder, model_folder, "--dataset", dataset, "--output", out]
+    assert main(["evaluate", *map(str, argv)]) == 0
+    return out
+
+
+def run_of(folder, trials, predictions):
+    """A run of one session that predicts this."""
+    folder.mkdir()
+    (folder / "metrics.json").write_text(json.dumps({"sessions": {trials.session: {"bits_per_spike": 0.1}}}))
+    write_predictions(folder, trials, predictions)
+    return folder
+
+
+def shown_of(dataset, session, *paths):
+    return show_runs(
+        [run for path in paths for run in read_runs(path)], open_recordings(dataset).only([session])
+    )
+
+
+def lines(axes) -> list[np.ndarray]:
+    return [line.get_ydata() for line in axes.lines if len(line.get_xdata()) > 2]
+
+
+# --- what is predicted ---
+
+
+def test_predictions_are_those_of_the_commands(dataset, model_folder, baselines, scores, tmp_path):
+    shown = shown_of(dataset, "bob", baselines, model_folder, scores)
+    assert list(shown.predictions) == ["trial_average", "model", "twice"] and shown.encoding == "twice"
+    predicted = {}
+    for task in ("encoding", "decoding"):
+        out = tmp_path / f"{task}.npz"
+        argv = [
+            "--model",
+            model_folder,
+            "--dataset",
+            dataset,
+            "--session",
+            "bob",
+            "--task",
+            task,
+            "--output",
+            out,
+        ]
+        assert main(["predict", *map(str, argv)]) == 0
+        with np.load(out) as arrays:
+            np.testing.assert_array_equal(arrays["trial_index"], shown.trials.trial_index)
+            np.testing.assert_allclose(arrays["times_s"], shown.times_s, atol=1e-12)
+            predicted |= {name: arrays[name] for name in shown.predictions["model"] if name in arrays}
+    with np.load(baselines / "predictions" / "bob.npz") as arrays:
+        for name, values in shown.predictions["trial_average"].items():
+            np.testing.assert_array_equal(values, arrays[name])
+    assert {*predicted} == {"log_rates", "choice", "block", "wheel_speed"}  # bob has no whiskers to scale by
+    for name, values in predicted.items():
+        np.testing.assert_array_equal(shown.predictions["model"][name], values)
+        np.testing.assert_allclose(shown.predictions["twice"][name], values, rtol=1e-5, atol=1e-6)
+
+
+def test_of_a_folder_of_models_each_predicts_its_own_session(dataset, model_folder, tmp_path):
+    new = tmp_path / "new"
+    new.mkdir()
+    trials = {name: open_recordings(dataset).trials(name, "test") for name in ("ann", "cat")}
+    for name, of_session in trials.items():
+        run_of(new / name, of_session, {"log_rates": np.full(of_session.spike_counts.shape, len(name) + 0.5)})
+    shown = shown_of(dataset, "cat", new)
+    assert list(shown.predictions) == ["new"]
+    assert (shown.predictions["new"]["log_rates"] == 3.5).all()
+    assert shown.trials.session == "cat"
+
+
+# --- what is drawn ---
+
+
+def test_behaviours_are_drawn_of_trials_that_have_them_and_by_methods_that_predict_them(dataset):
+    """The third trial has no wheel; one run decodes it, one encodes, and one could not predict it."""
+    recordings = open_recordings(dataset).only(["ann"])
+    trials = recordings.trials("ann", "train")
+    trials.continuous["wheel_speed"][2] = np.nan
+    zeros = np.zeros_like(trials.continuous["wheel_speed"])
+    del trials.continuous["whisker_motion_energy"]
+    predictions = {
+        "decoder": {"wheel_speed": zeros, "choice": np.full((len(zeros), 2), 0.5)},
+        "encoder": {"log_rates": np.zeros(trials.spike_counts.shape)},
+        "lost": {"wheel_speed": np.full_like(zeros, np.nan)},
+    }
+    shown = show_session(recordings, trials, predictions)
+    assert shown.encoding == "encoder" and shown.decoded("decoder") == ["wheel_speed"]
+    figure = behavior_of_first_trials(shown)
+    for panel, row in zip(figure.axes, (0, 1, 3, 4, 5), strict=True):
+        assert panel.get_title() == f"trial {trials.trial_index[row]}"
+        real, decoded = lines(panel)
+        np.testing.assert_array_equal(real, trials.continuous["wheel_speed"][row])
+        assert not decoded.any()
+    assert [text.get_text() for text in figure.legends[0].texts] == ["recorded", "decoder"]
+    del shown.predictions["decoder"]
+    assert behavior_of_first_trials(shown) is None
+
+
+def test_average_trials_are_by_choice_or_of_all_where_there_is_none(dataset):
+    recordings = open_recordings(dataset).only(["bob"])
+    trials = recordings.trials("bob", "test")
+    choice = trials.categorical["choice"] = trials.categorical["choice"].copy()
+    choice[0] = -1
+    shown = show_session(recordings, trials, {"one": {"log_rates": np.zeros(trials.spike_counts.shape)}})
+    busiest = trials.spike_counts.sum((0, 1)).argmax()
+    right = trials.spike_counts[choice == 0][..., busiest].mean(0) / 0.05
+    figure = psths_of_busiest_units(shown)
+    assert figure.axes[0].get_title() == f"unknown, unit {busiest}"
+    assert len(lines(figure.axes[0])) == 4  # two choices, recorded and predicted
+    assert any(np.array_equal(line, right) for line in lines(figure.axes[0]))
+    del trials.categorical["choice"]
+    recorded, predicted = lines(psths_of_busiest_units(shown).axes[0])
+    np.testing.assert_allclose(recorded, trials.spike_counts[..., busiest].mean(0) / 0.05)
+    np.testing.assert_allclose(predicted, 20)  # one spike a bin of 50 ms
+    assert raster_of_first_trial(shown).axes
+
+
+def test_the_benchmark_of_folds_draws_a_baseline_and_a_model(
+    dataset, model_folder, baselines, tmp_path, monkeypatch
+):
+    """Of all sessions of a fold's dataset the only one."""
+    fold = tmp_path / "fold"
+    (fold / "baselines").mkdir(parents=True)
+    (fold / "baselines" / "linear").symlink_to(baselines)
+    (fold / "neds-1").symlink_to(model_folder)
+    monkeypatch.setattr(folds, "open_recordings", lambda path: open_recordings(dataset).only(["ann"]))
+    folds.draw(fold, 1, tmp_path)
+    for name in ("encoding", "decoding"):
+        assert (tmp_path / f"folds_{name}.png").read_bytes().startswith(b"\x89PNG")
+        assert (folds.HERE / f"folds_{name}.png").exists()
+
+
+def report(out, *argv) -> dict[str, str]:
+    """Heading of every section to its text."""
+    assert main(["report", *map(str, argv), "--output", str(out)]) == 0
+    page = unescape(out.read_text(encoding="utf-8"))
+    return dict(re.findall("<h2>(.*?)</h2>(.*?)</section>", page, re.DOTALL))
+
+
+def test_the_report_draws_trials_of_the_first_session_or_of_the_one_that_is_named(
+    dataset, model_folder, baselines, tmp_path
+):
+    out, runs = tmp_path / "page.html", (baselines, model_folder, "--names", "mean trial", "NEDS")
+    sections = report(out, *runs, "--dataset", dataset)
+    drawn = ("Encoding: one trial", "Encoding: average trials", "Decoding: single trials")
+    for heading in drawn:
+        assert f'<img alt="{heading}"' in sections[heading] and " ann" in sections[heading]
+    assert "as NEDS predicts them from behaviour" in sections[drawn[0]]
+    sections = report(out, *runs, "--dataset", dataset, "--session", "bob")
+    assert all(" bob" in sections[heading] for heading in drawn)
+    assert not set(drawn) & set(report(out, *runs))
+
+
+def test_the_report_draws_only_what_is_predicted(dataset, tmp_path):
+    trials = open_recordings(dataset).trials("cat", "test")
+    encoder = run_of(tmp_path / "encoder", trials, {"log_rates": np.zeros(trials.spike_counts.shape)})
+    decoder = run_of(tmp_path / "decoder", trials, {"choice": np.full((len(trials.trial_index), 2), 0.5)})
+    sections = report(tmp_path / "page.html", encoder, "--dataset", dataset)
+    assert "Encoding: one trial" in sections and "Decoding: single trials" not in sections
+    sections = report(tmp_path / "page.html", decoder, "--dataset", dataset)
+    assert not [heading for heading in sections if heading.startswith(("Encoding:", "Decoding:"))]
+
+
+# --- errors ---
+
+
+def test_what_cannot_be_drawn_is_one_line_that_names_it(dataset, baselines, tmp_path, error_of):
+    def error(*argv) -> str:
+        return error_of("report", *argv, "--output", tmp_path / "page.html")
+
+    trials = open_recordings(dataset).trials("cat", "test")
+    cat = run_of(tmp_path / "cat", trials, {"log_rates": np.zeros(trials.spike_counts.shape)})
+    assert "--session is of a --dataset, whose trials it draws" in error(baselines, "--session", "ann")
+    message = f"{baselines} does not score session cat, whose trials are to be drawn"
+    assert message in error(baselines, "--dataset", dataset, "--session", "cat")
+    message = "--dataset: there is no session that all runs score, whose trials could be drawn"
+    assert message in error(baselines, cat, "--dataset", dataset)
+    assert "no dataset folder nowhere" in error(baselines, "--dataset", "nowhere")
+    (cat / "run.json").write_text(json.dumps({"configuration": {"split": "validation"}}))
+    other = run_of(tmp_path / "other", trials, {})
+    message = "figures are of the trials of one split, but other is of test trials, cat of validation"
+    assert message in error(other, cat, "--dataset", dataset)
+    assert not (tmp_path / "page.html").exists()
+
+
+def test_predictions_of_other_trials_or_units_or_none_at_all_are_refused(
+    dataset, model_folder, tmp_path, error_of
+):
+    trials = open_recordings(dataset).trials("cat", "test")
+    (num_trials, _, units), out = trials.spike_counts.shape, tmp_path / "page.html"
+    run = run_of(tmp_path / "run", trials, {"log_rates": np.zeros((num_trials, 20, units + 1))})
+    argv = ("report", run, "--dataset", dataset, "--output", out)
+    file = run / "predictions" / "cat.npz"
+    message = f"{file} is of other trials or units than the dataset's {num_trials} and {units}"
+    assert message in error_of(*argv)
+    trials.trial_index = trials.trial_index + 1
+    write_predictions(run, trials, {"log_rates": np.zeros(trials.spike_counts.shape)})
+    assert message in error_of(*argv)
+    file.write_bytes(b"PK")
+    assert f"{file} cannot be read: " in error_of(*argv)
+    file.unlink()
+    assert f"{run}" in error_of(*argv) and not out.exists()  # no model either
+    metrics = {"sessions": {"cat": {"bits_per_spike": 0.1}}, "configuration": {"models": [str(model_folder)]}}
+    (tmp_path / "scores.json").write_text(json.dumps(metrics))
+    error = error_of("report", tmp_path / "scores.json", "--dataset", dataset, "--output", out)
+    assert f"{model_folder} does not know session cat" in error
