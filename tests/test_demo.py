@@ -130,7 +130,7 @@ def test_the_report_holds_the_table_and_all_figures(finished, metrics):
     page = (finished / "report.html").read_text(encoding="utf-8")
     for method, mean in metrics["mean"].items():
         assert method in page and f"{mean['bits_per_spike']:.3f}" in page
-    assert page.count("data:image/png;base64,") == 6
+    assert page.count("data:image/png;base64,") == 7
     assert page.index("simulated") < page.index("<table>")
 
 

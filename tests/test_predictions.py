@@ -10,7 +10,12 @@ import pytest
 
 pytest.importorskip("matplotlib", reason="matplotlib is not installed (neds_hf[report])")
 
-from neds_hf.analysis.figures import behavior_of_first_trials, psths_of_busiest_units, raster_of_first_trial
+from neds_hf.analysis.figures import (
+    behavior_of_first_trials,
+    classes_of_trials,
+    psths_of_busiest_units,
+    raster_of_first_trial,
+)
 from neds_hf.analysis.predictions import show_runs, show_session, write_predictions
 from neds_hf.analysis.runs import read_runs
 from neds_hf.cli.main import main
@@ -127,6 +132,35 @@ def test_behaviours_are_drawn_of_trials_that_have_them_and_by_methods_that_predi
     assert behavior_of_first_trials(shown) is None
 
 
+def test_classes_are_counted_by_method_where_they_are_recorded_and_predicted(dataset):
+    """Four trials: right, left, left, unknown. One run says left of all, one right of the second and nothing of
+    blocks, one could not decode."""
+    recordings = open_recordings(dataset).only(["cat"])
+    trials = recordings.trials("cat", "train")
+    trials.categorical = {"choice": np.array([0, 1, 1, -1]), "block": np.array([2, 2, 0, 1])}
+    left, right = [0.2, 0.8], [0.6, 0.4]
+    predictions = {
+        "left": {"choice": np.array([left] * 4), "block": np.eye(3)[[2, 0, 0, 1]]},
+        "other": {"choice": np.array([right, right, left, left])},
+        "lost": {"choice": np.full((4, 2), np.nan)},
+        "encoder": {"log_rates": np.zeros(trials.spike_counts.shape)},
+    }
+    shown = show_session(recordings, trials, predictions)
+    figure = classes_of_trials(shown)
+    panels = {panel.get_title(): panel for panel in figure.axes if panel.get_title()}
+    counts = {title: [text.get_text() for text in panel.texts] for title, panel in panels.items()}
+    assert counts == {
+        "choice\nleft": ["0", "1", "0", "2"],
+        "choice\nother": ["1", "0", "1", "1"],
+        "block\nleft": ["1", "0", "0", "0", "1", "0", "1", "0", "1"],
+    }
+    np.testing.assert_allclose(panels["choice\nother"].images[0].get_array(), [[1, 0], [0.5, 0.5]])
+    labels = panels["block\nleft"].get_yticklabels()
+    assert [label.get_text() for label in labels] == ["0.2", "0.5", "0.8"]
+    shown.predictions = {"encoder": predictions["encoder"]}
+    assert classes_of_trials(shown) is None
+
+
 def test_average_trials_are_by_choice_or_of_all_where_there_is_none(dataset):
     recordings = open_recordings(dataset).only(["bob"])
     trials = recordings.trials("bob", "test")
@@ -173,23 +207,31 @@ def test_the_report_draws_trials_of_the_first_session_or_of_the_one_that_is_name
 ):
     out, runs = tmp_path / "page.html", (baselines, model_folder, "--names", "mean trial", "NEDS")
     sections = report(out, *runs, "--dataset", dataset)
-    drawn = ("Encoding: one trial", "Encoding: average trials", "Decoding: single trials")
-    for heading in drawn:
+    parts = (
+        "Encoding: one trial",
+        "Encoding: average trials",
+        "Decoding: single trials",
+        "Decoding: classes",
+    )
+    for heading in parts:
         assert f'<img alt="{heading}"' in sections[heading] and " ann" in sections[heading]
-    assert "as NEDS predicts them from behaviour" in sections[drawn[0]]
+    assert "as NEDS predicts them from behaviour" in sections[parts[0]]
     sections = report(out, *runs, "--dataset", dataset, "--session", "bob")
-    assert all(" bob" in sections[heading] for heading in drawn)
-    assert not set(drawn) & set(report(out, *runs))
+    assert all(" bob" in sections[heading] for heading in parts)
+    assert not set(parts) & set(report(out, *runs))
 
 
 def test_the_report_draws_only_what_is_predicted(dataset, tmp_path):
     trials = open_recordings(dataset).trials("cat", "test")
     encoder = run_of(tmp_path / "encoder", trials, {"log_rates": np.zeros(trials.spike_counts.shape)})
-    decoder = run_of(tmp_path / "decoder", trials, {"choice": np.full((len(trials.trial_index), 2), 0.5)})
+    nothing = np.full((len(trials.trial_index), 2), np.nan)
+    decoder = run_of(tmp_path / "decoder", trials, {"choice": nothing})
     sections = report(tmp_path / "page.html", encoder, "--dataset", dataset)
-    assert "Encoding: one trial" in sections and "Decoding: single trials" not in sections
+    assert "Encoding: one trial" in sections and not [
+        name for name in sections if name.startswith("Decoding:")
+    ]
     sections = report(tmp_path / "page.html", decoder, "--dataset", dataset)
-    assert not [heading for heading in sections if heading.startswith(("Encoding:", "Decoding:"))]
+    assert not [heading for heading in sections if heading.startswith(("Encoding:", "Decoding:"))]  # all NaN
 
 
 # --- errors ---

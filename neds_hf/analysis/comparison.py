@@ -98,3 +98,16 @@ class ShownSession:
             for name, values in self.trials.continuous.items()
             if name in predicted and np.isfinite(values).any() and np.isfinite(predicted[name]).any()
         ]
+
+    def confusions(self, method: str) -> dict[str, pd.DataFrame]:
+        """Categorical behaviour to its number of trials of each class, a row each, by the class that the method
+        predicts; those that some trial has and the method predicts."""
+        tables = {}
+        for name, recorded in self.trials.categorical.items():
+            probabilities, kept = self.predictions[method].get(name, np.array(np.nan)), recorded >= 0
+            if kept.any() and np.isfinite(probabilities).all():
+                classes = self.trials.classes[name]
+                table = np.zeros(2 * [len(classes)], int)
+                np.add.at(table, (recorded[kept], probabilities[kept].argmax(1)), 1)
+                tables[name] = pd.DataFrame(table, classes, classes)
+        return tables

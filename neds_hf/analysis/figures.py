@@ -9,6 +9,7 @@ from matplotlib import colormaps, rc_context
 from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm, to_hex
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
@@ -233,6 +234,32 @@ def behavior_of_first_trials(shown: ShownSession) -> Figure | None:
 
 
 @rc_context(STYLE)
+def classes_of_trials(shown: ShownSession) -> Figure | None:
+    """Number of trials of each class by predicted class, colour their share; None where no class is decoded. A row
+    is a behaviour, a column a method."""
+    tables = {method: confusions for method in shown.predictions if (confusions := shown.confusions(method))}
+    sizes = {name: len(table) for confusions in tables.values() for name, table in confusions.items()}
+    if not sizes:
+        return None
+    heights = [1.0 + 0.4 * size for size in sizes.values()]
+    figure = Figure(
+        figsize=(max(4.5, len(tables) * max(heights) + 1.5), sum(heights) + 0.8), layout="constrained"
+    )
+    panels = figure.subplots(len(sizes), len(tables), squeeze=False, height_ratios=heights)
+    for row, name in zip(panels, sizes):
+        for panel, (method, confusions) in zip(row, tables.items()):
+            if name in confusions:
+                image = _shares(panel, confusions[name])
+                panel.set_title(f"{name.replace('_', ' ')}\n{fill(method, 24)}")
+            else:
+                panel.set_axis_off()
+    figure.supxlabel("predicted", fontsize=9)
+    figure.supylabel("recorded", fontsize=9)
+    figure.colorbar(image, ax=panels, label="share of the class's trials", shrink=0.8)
+    return figure
+
+
+@rc_context(STYLE)
 def metric_bars(table: pd.DataFrame) -> Figure:
     """Metrics of several models: a panel a column of `table`, a bar a row."""
     figure, panels = _grid(table.shape[1], num_columns=5, panel_size=(1.9, 2.2))
@@ -279,18 +306,11 @@ def paired_sessions(tables: dict[str, pd.DataFrame]) -> Figure:
 @rc_context(STYLE)
 def draw_confusion(confusion: pd.DataFrame, title: str) -> Figure:
     """Number of units of each region, a row each, by predicted region; colour is the share of the row."""
-    shares = confusion.to_numpy() / confusion.sum(axis=1).to_numpy()[:, None]
     size = 2.2 + 0.55 * max(len(confusion), 4)  # of fewer regions the title would not fit
     figure = Figure(figsize=(size + 0.8, size), layout="constrained")
     panel = figure.subplots()
-    image = panel.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    for row, column in np.ndindex(shares.shape):
-        color = "white" if shares[row, column] > 0.5 else "black"
-        panel.text(column, row, confusion.iat[row, column], ha="center", va="center", color=color)
-    places = range(len(confusion))
+    image = _shares(panel, confusion)
     panel.set(title=title, xlabel="predicted", ylabel="region")
-    panel.set_xticks(places, confusion.columns, rotation=45, ha="right", rotation_mode="anchor")
-    panel.set_yticks(places, confusion.index)
     figure.colorbar(image, ax=panel, label="share of the region's units", shrink=0.8)
     return figure
 
@@ -338,6 +358,19 @@ def _grid(num_panels: int, num_columns: int, panel_size: tuple[float, float]) ->
     for panel in panels[num_panels:]:
         panel.set_axis_off()
     return figure, list(panels[:num_panels])
+
+
+def _shares(panel: Axes, counts: pd.DataFrame) -> AxesImage:
+    """A table of counts, as shares of their rows."""
+    shares = counts.to_numpy() / counts.sum(axis=1).clip(lower=1).to_numpy()[:, None]
+    image = panel.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for row, column in np.ndindex(shares.shape):
+        color = "white" if shares[row, column] > 0.5 else "black"
+        panel.text(column, row, counts.iat[row, column], ha="center", va="center", color=color)
+    places = range(len(counts))
+    panel.set_xticks(places, counts.columns, rotation=45, ha="right", rotation_mode="anchor")
+    panel.set_yticks(places, counts.index)
+    return image
 
 
 def _colors(number: int) -> list[str]:

@@ -250,6 +250,7 @@ def report(
     """Write `report.html`."""
     from neds_hf.analysis.figures import (  # needs matplotlib
         behavior_of_first_trials,
+        classes_of_trials,
         metric_bars,
         psths_of_busiest_units,
         raster_of_first_trial,
@@ -316,6 +317,12 @@ def report(
             f"The first {SHOWN_TRIALS} test trials of {first}, predicted from their spikes.",
             None,
             behavior_of_first_trials(shown),
+        ),
+        (
+            "Decoding: choice and block",
+            f"All test trials of {first}: recorded class by the class that is predicted from their spikes.",
+            None,
+            classes_of_trials(shown),
         ),
         ("Settings", settings_text(settings), None, None),
     ]

@@ -145,6 +145,7 @@ def trials_of(runs: list[Run], dataset: str, session: str | None) -> list[tuple]
     # Needs torch, and matplotlib.
     from neds_hf.analysis.figures import (
         behavior_of_first_trials,
+        classes_of_trials,
         psths_of_busiest_units,
         raster_of_first_trial,
     )
@@ -168,6 +169,9 @@ def trials_of(runs: list[Run], dataset: str, session: str | None) -> list[tuple]
     if figure := behavior_of_first_trials(shown):
         text = f"The first trials of {session}, predicted from their spikes."
         sections.append(("Decoding: single trials", text, None, figure))
+    if figure := classes_of_trials(shown):
+        text = f"All {len(shown.trials.trial_index)} trials of {session}: recorded class by predicted class."
+        sections.append(("Decoding: classes", text, None, figure))
     return sections
 
 
