@@ -179,6 +179,7 @@ def test_a_dataset_without_a_behaviour_makes_a_model_without_it(tmp_path):
         (["--max_steps", "0"], "--max_steps must be at least 1, not 0"),
         (["--label_smoothing_factor", "0.1"], "smoothed by --set label_smoothing=VALUE"),
         (["--auto_find_batch_size"], "with more --gradient_accumulation_steps are the same"),
+        (["--dataloader_drop_last"], "--dataloader_drop_last cannot be used: batches are whole"),
         (["--neftune_noise_alpha", "5"], "--neftune_noise_alpha cannot be used: there is no vocabulary"),
         (["--debug", "underflow_overflow"], "--debug cannot be used: it takes no boolean masks"),
         (["--save_only_model"], "--save_only_model cannot be used: a run that is cut off goes on from"),
@@ -240,6 +241,14 @@ def test_the_help_lists_every_flag_with_its_meaning(capsys):
         assert f"--{name}" in text and field.metadata["help"].split("(")[0].strip(". ") in text
     assert "--output" in text and "--seed" in text and "--push_to_hub" in text
     assert "in one commit, when the run is finished" in text
+
+
+def test_that_no_evaluation_chose_a_checkpoint_is_said(dataset, tmp_path, capsys):
+    argv = [*pretrain_arguments(dataset, tmp_path), "--sessions", "ann", "--num_train_epochs", "1"]
+    assert main(["pretrain", *argv, "--eval_delay", "9"]) == 0
+    said = f"{tmp_path}: no evaluation gave eval_mean, so the last checkpoint is kept"
+    assert said in capsys.readouterr().err.splitlines()
+    assert (tmp_path / "model.safetensors").exists()
 
 
 def test_validation_trials_can_be_trained_on_too(dataset, tmp_path):

@@ -27,6 +27,7 @@ UNSUPPORTED = {
     "label_smoothing_factor": "the labels of classes are smoothed by --set label_smoothing=VALUE",
     "auto_find_batch_size": "another batch is another training; fewer --per_device_train_batch_size with more "
     "--gradient_accumulation_steps are the same, in less memory",
+    "dataloader_drop_last": "batches are whole in any case, unless all trials together do not fill one",
     "save_only_model": "a run that is cut off goes on from its checkpoints, which need the rest for it",
     "neftune_noise_alpha": "there is no vocabulary whose embeddings could get noise",
     "use_liger_kernel": "its kernels are of other models",

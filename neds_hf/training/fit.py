@@ -1,6 +1,7 @@
 """One training run, from a model and recordings to a model folder."""
 
 import shutil
+import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -142,6 +143,11 @@ def fit(
         with trainer.whole_model():
             if args.should_save and "test" in recordings.splits:
                 scores = score_split(model, processor, recordings, "test", args.per_device_eval_batch_size)
+        if args.should_save and args.load_best_model_at_end and trainer.state.best_metric is None:
+            print(
+                f"{folder}: no evaluation gave {args.metric_for_best_model}, so the last checkpoint is kept",
+                file=sys.stderr,
+            )
         if args.should_save:
             write_results(folder, recordings, configuration, scores, trainer.state.best_metric)
             for rest in folder.glob("checkpoint-*"):
