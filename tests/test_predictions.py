@@ -2,11 +2,13 @@
 
 import json
 import re
+from dataclasses import replace
 from html import unescape
 
 import folds
 import numpy as np
 import pytest
+from small_dataset import OPTIONS, write_dataset
 
 pytest.importorskip("matplotlib", reason="matplotlib is not installed (neds_hf[report])")
 
@@ -16,7 +18,7 @@ from neds_hf.analysis.figures import (
     psths_of_busiest_units,
     raster_of_first_trial,
 )
-from neds_hf.analysis.predictions import show_runs, show_session, write_predictions
+from neds_hf.analysis.predictions import of_other_data, show_runs, show_session, write_predictions
 from neds_hf.analysis.runs import read_runs
 from neds_hf.cli.main import main
 from neds_hf.data.recordings import open_recordings
@@ -219,6 +221,17 @@ def test_the_report_draws_trials_of_the_first_session_or_of_the_one_that_is_name
     sections = report(out, *runs, "--dataset", dataset, "--session", "bob")
     assert all(" bob" in sections[heading] for heading in parts)
     assert not set(parts) & set(report(out, *runs))
+
+
+def test_trials_of_other_data_than_a_run_had_are_said_to_be(dataset, model_folder, baselines, tmp_path):
+    other = write_dataset(tmp_path / "other", ("ann", "bob"), replace(OPTIONS, fold=1))
+    runs = [run for path in (baselines, model_folder) for run in read_runs(path)]
+    assert of_other_data(runs, open_recordings(dataset), "ann") == []
+    assert of_other_data(runs, open_recordings(other), "ann") == [str(baselines), str(model_folder)]
+    sections = report(tmp_path / "page.html", model_folder, "--dataset", other)
+    assert f"may have learned from them: {other}; {model_folder}." in sections["Before comparing"]
+    alone = write_dataset(tmp_path / "alone", ("ann",), replace(OPTIONS, fold=1))
+    assert of_other_data(runs, open_recordings(alone), "ann") == []  # they are of two sessions: nobody knows
 
 
 def test_the_report_draws_only_what_is_predicted(dataset, tmp_path):

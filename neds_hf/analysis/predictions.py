@@ -83,6 +83,19 @@ def show_session(
     return ShownSession(trials, predictions, regions, times_s, session["bin_size_s"])
 
 
+def of_other_data(runs: Sequence[Run], recordings: Recordings, session: str) -> list[str]:
+    """The paths of the runs that had other data of a session than this dataset, where that can be told."""
+    there = {*recordings.session_ids}
+    return [
+        str(run.path)
+        for run in runs
+        for sessions, fingerprint in run.fingerprints.items()
+        if session in sessions
+        and sessions <= there
+        and recordings.only([*sessions]).fingerprint != fingerprint
+    ]
+
+
 def show_runs(runs: Sequence[Run], recordings: Recordings) -> ShownSession:
     """What runs predict of the trials that they were scored on, of the only session of `recordings`.
 

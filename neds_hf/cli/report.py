@@ -61,9 +61,9 @@ def main(argv: list[str]) -> None:
     shared, metrics = shared_sessions(runs), metrics_of(runs)
     headlines = [name for name in metrics if is_headline(name)]
     session = arguments.session or next(iter(shared), None)
-    drawn = trials_of(runs, arguments.dataset, session) if arguments.dataset else []
+    others, drawn = trials_of(runs, arguments.dataset, session) if arguments.dataset else ([], [])
     sections = []
-    if said := cautions(runs):
+    if said := cautions(runs) + others:
         print(*said, sep="\n", end="\n\n")
         sections.append(("Before comparing", "\n\n".join(said), None, None))
     if shared and headlines:
@@ -130,8 +130,8 @@ def training(runs: list[Run]) -> tuple:
     return "Training", text, None, training_curves({run.name: run.history for run in runs if run.history})
 
 
-def trials_of(runs: list[Run], dataset: str, session: str | None) -> list[tuple]:
-    """Figures of trials of one session, recorded and predicted.
+def trials_of(runs: list[Run], dataset: str, session: str | None) -> tuple[list[str], list[tuple]]:
+    """What a reader must know of the figures of trials of one session, recorded and predicted; and these.
 
     Raises:
         NEDSError: A run does not score the session, the dataset does not have it, or a run's predictions cannot
@@ -149,11 +149,17 @@ def trials_of(runs: list[Run], dataset: str, session: str | None) -> list[tuple]
         psths_of_busiest_units,
         raster_of_first_trial,
     )
-    from neds_hf.analysis.predictions import show_runs
+    from neds_hf.analysis.predictions import of_other_data, show_runs
     from neds_hf.data.recordings import open_recordings
 
-    shown = show_runs(runs, open_recordings(dataset).only([session]))
-    sections = []
+    recordings = open_recordings(dataset)
+    shown = show_runs(runs, recordings.only([session]))
+    said, sections = [], []
+    if others := of_other_data(runs, recordings, session):
+        said.append(
+            f"The trials that are drawn are of other data than these runs', which may have learned from them: "
+            f"{dataset}; {', '.join(others)}."
+        )
     if shown.encoding:
         trial = shown.trials.trial_index[0]
         one = (
@@ -172,7 +178,7 @@ def trials_of(runs: list[Run], dataset: str, session: str | None) -> list[tuple]
     if figure := classes_of_trials(shown):
         text = f"All {len(shown.trials.trial_index)} trials of {session}: recorded class by predicted class."
         sections.append(("Decoding: classes", text, None, figure))
-    return sections
+    return said, sections
 
 
 def provenance(runs: list[Run]) -> tuple:
