@@ -217,7 +217,7 @@ def test_the_report_draws_trials_of_the_first_session_or_of_the_one_that_is_name
     )
     for heading in parts:
         assert f'<img alt="{heading}"' in sections[heading] and " ann" in sections[heading]
-    assert "as NEDS predicts them from behaviour" in sections[parts[0]]
+    assert "rates that NEDS predicts from behaviour" in sections[parts[0]]
     sections = report(out, *runs, "--dataset", dataset, "--session", "bob")
     assert all(" bob" in sections[heading] for heading in parts)
     assert not set(parts) & set(report(out, *runs))

@@ -20,8 +20,6 @@ COLUMNS = {
     "choice accuracy": "choice_accuracy",
     "block accuracy": "block_accuracy",
 }
-SHOWN_UNITS = 8
-SHOWN_TRIALS = 5
 BEHAVIOR_UNITS = {"wheel_speed": "rad/s", "whisker_motion_energy": "a.u."}
 
 

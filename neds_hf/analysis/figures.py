@@ -13,12 +13,14 @@ from matplotlib.image import AxesImage
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from neds_hf.analysis.comparison import BEHAVIOR_UNITS, SHOWN_TRIALS, SHOWN_UNITS, ShownSession
+from neds_hf.analysis.comparison import BEHAVIOR_UNITS, ShownSession
 from neds_hf.analysis.summary import Estimate, is_headline, metric_label
 
 # Okabe & Ito's colours, told apart also by colour-blind readers.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 STYLE = {"font.size": 9, "axes.titlesize": 9, "axes.spines.top": False, "axes.spines.right": False}
+SHOWN_UNITS = 8
+SHOWN_TRIALS = 5
 LEGEND_LINE = 0.3  # inches, which every figure has room for
 SMALLEST_REGION = 0.04  # of the units; smaller regions are drawn together, for their names to be legible
 

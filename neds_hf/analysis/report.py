@@ -16,6 +16,8 @@ from neds_hf.data.files import written_whole
 if TYPE_CHECKING:  # matplotlib is optional
     from matplotlib.figure import Figure
 
+    from neds_hf.analysis.comparison import ShownSession
+
 FIGURE_DPI = 130
 
 
@@ -67,6 +69,37 @@ def write_report(
     )
     with written_whole(Path(path)) as unfinished:
         unfinished.write_text(page, encoding="utf-8")
+
+
+def trial_sections(shown: ShownSession, name: str) -> list[tuple[str, str, None, Figure]]:
+    """Sections for `write_report` of trials of the session that is called `name`, recorded and predicted: of those
+    figures that something is predicted for."""
+    from neds_hf.analysis import figures
+
+    sections = []
+    if shown.encoding:
+        sections = [
+            (
+                "Encoding: one trial",
+                f"Trial {shown.trials.trial_index[0]} of {name}: spikes, and rates that {shown.encoding} predicts "
+                "from behaviour.",
+                None,
+                figures.raster_of_first_trial(shown),
+            ),
+            (
+                "Encoding: average trials",
+                f"The units of {name} with the most spikes, trials averaged; predicted by {shown.encoding}.",
+                None,
+                figures.psths_of_busiest_units(shown),
+            ),
+        ]
+    if traces := figures.behavior_of_first_trials(shown):
+        text = f"The first trials of {name}, predicted from their spikes."
+        sections.append(("Decoding: single trials", text, None, traces))
+    if classes := figures.classes_of_trials(shown):
+        text = f"All {len(shown.trials.trial_index)} trials of {name}: recorded class by predicted class."
+        sections.append(("Decoding: classes", text, None, classes))
+    return sections
 
 
 def _formatted(table: pd.DataFrame) -> pd.DataFrame:

@@ -16,15 +16,9 @@ from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from neds_hf.analysis.baselines import predict_tests
-from neds_hf.analysis.comparison import (
-    SHOWN_TRIALS,
-    SHOWN_UNITS,
-    ShownSession,
-    comparison_table,
-    score_predictions,
-)
+from neds_hf.analysis.comparison import ShownSession, comparison_table, score_predictions
 from neds_hf.analysis.predictions import predict_session, show_session
-from neds_hf.analysis.report import text_table, write_report
+from neds_hf.analysis.report import text_table, trial_sections, write_report
 from neds_hf.cli import finetune, pretrain
 from neds_hf.cli.evaluate import score_true_rates
 from neds_hf.data.alf import one_sources
@@ -248,14 +242,7 @@ def report(
     shown: ShownSession,
 ) -> None:
     """Write `report.html`."""
-    from neds_hf.analysis.figures import (  # needs matplotlib
-        behavior_of_first_trials,
-        classes_of_trials,
-        metric_bars,
-        psths_of_busiest_units,
-        raster_of_first_trial,
-        training_curves,
-    )
+    from neds_hf.analysis.figures import metric_bars, training_curves  # needs matplotlib
 
     table = comparison_table(means)
     first = next(iter(subjects.values()))
@@ -299,31 +286,7 @@ def report(
             )
             for eid, name in subjects.items()
         ),
-        (
-            "Encoding: one trial",
-            f"The first test trial of {first}, and the rates that the fine-tuned model predicts from behaviour.",
-            None,
-            raster_of_first_trial(shown),
-        ),
-        (
-            "Encoding: average trials",
-            f"The {SHOWN_UNITS} units of {first} with the most spikes in the test trials; test trials averaged by "
-            "choice, recorded and predicted by the fine-tuned model.",
-            None,
-            psths_of_busiest_units(shown),
-        ),
-        (
-            "Decoding: wheel and whiskers",
-            f"The first {SHOWN_TRIALS} test trials of {first}, predicted from their spikes.",
-            None,
-            behavior_of_first_trials(shown),
-        ),
-        (
-            "Decoding: choice and block",
-            f"All test trials of {first}: recorded class by the class that is predicted from their spikes.",
-            None,
-            classes_of_trials(shown),
-        ),
+        *trial_sections(shown, f"new mouse {first}"),
         ("Settings", settings_text(settings), None, None),
     ]
     write_report(out / "report.html", "NEDS on simulated mice", sections, reference_rows=TRUE_RATES)

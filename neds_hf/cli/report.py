@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from neds_hf.analysis.report import text_table, write_report
+from neds_hf.analysis.report import text_table, trial_sections, write_report
 from neds_hf.analysis.runs import (
     Run,
     cautions,
@@ -142,43 +142,17 @@ def trials_of(runs: list[Run], dataset: str, session: str | None) -> tuple[list[
     for run in runs:
         if session not in run.scores:
             raise NEDSError(f"{run.path} does not score session {session}, whose trials are to be drawn")
-    # Needs torch, and matplotlib.
-    from neds_hf.analysis.figures import (
-        behavior_of_first_trials,
-        classes_of_trials,
-        psths_of_busiest_units,
-        raster_of_first_trial,
-    )
-    from neds_hf.analysis.predictions import of_other_data, show_runs
+    from neds_hf.analysis.predictions import of_other_data, show_runs  # needs torch
     from neds_hf.data.recordings import open_recordings
 
-    recordings = open_recordings(dataset)
+    recordings, said = open_recordings(dataset), []
     shown = show_runs(runs, recordings.only([session]))
-    said, sections = [], []
     if others := of_other_data(runs, recordings, session):
         said.append(
-            f"The trials that are drawn are of other data than these runs', which may have learned from them: "
+            "The trials that are drawn are of other data than these runs', which may have learned from them: "
             f"{dataset}; {', '.join(others)}."
         )
-    if shown.encoding:
-        trial = shown.trials.trial_index[0]
-        one = (
-            f"Trial {trial} of {session}: spikes, and rates as {shown.encoding} predicts them from behaviour."
-        )
-        average = (
-            f"The units of {session} with the most spikes, trials averaged; predicted by {shown.encoding}."
-        )
-        sections += [
-            ("Encoding: one trial", one, None, raster_of_first_trial(shown)),
-            ("Encoding: average trials", average, None, psths_of_busiest_units(shown)),
-        ]
-    if figure := behavior_of_first_trials(shown):
-        text = f"The first trials of {session}, predicted from their spikes."
-        sections.append(("Decoding: single trials", text, None, figure))
-    if figure := classes_of_trials(shown):
-        text = f"All {len(shown.trials.trial_index)} trials of {session}: recorded class by predicted class."
-        sections.append(("Decoding: classes", text, None, figure))
-    return said, sections
+    return said, trial_sections(shown, session)
 
 
 def provenance(runs: list[Run]) -> tuple:
