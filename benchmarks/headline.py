@@ -1,17 +1,25 @@
-"""The paper's five metrics on recordings, of what a lab would choose among: README's table.
+"""The paper's metrics on recordings, of what a lab would choose among: README's table, RESULTS.md's figures.
 
 python benchmarks/headline.py
 
-takes them from `folds.csv` and `transfer.csv`.
+takes them from `folds.csv` and `transfer.csv`, and draws `folds.png` and `transfer.png`.
 """
+
+from textwrap import fill
+from types import ModuleType
 
 import folds
 import pandas as pd
 import transfer
 from common import HERE, METRICS, best_of, estimate, markdown, write_table
+from matplotlib.figure import Figure
+
+from neds_hf.analysis.figures import paired_sessions
+from neds_hf.analysis.report import FIGURE_DPI
 
 README = HERE.parent / "README.md"
 SHOWN = ("bits_per_spike", "wheel_speed_r2", "whisker_motion_energy_r2", "choice_accuracy", "block_accuracy")
+BASELINES = {"linear": "linear", "reduced_rank": "reduced rank", "poisson_glm": "Poisson GLM"}
 # What is shown of each script, under which name.
 METHODS = {
     folds: {
@@ -28,12 +36,19 @@ METHODS = {
 RECORDINGS = {folds: "IBL", transfer: "Steinmetz et al."}
 
 
+def means_of(script: ModuleType) -> dict[str, pd.DataFrame]:
+    """Method to those metrics that are shown and that it or another method has, a row a fold."""
+    means = script.means_of_folds(pd.read_csv(script.CSV))
+    metrics = [metric for metric in SHOWN if metric in means["linear"]]
+    return {method: values[metrics] for method, values in means.items()}
+
+
 def table() -> str:
     """Mean ± standard error over folds; first the best baseline of each column."""
     texts = {}
     for script, methods in METHODS.items():
-        means = script.means_of_folds(pd.read_csv(script.CSV))
-        metrics = [metric for metric in SHOWN if metric in means["linear"]]
+        means = means_of(script)
+        metrics = list(means["linear"])
         rows = {"best baseline": best_of(means, script.BASELINES, metrics)}
         rows |= {name: means[method] for method, name in methods.items()}
         for name, values in rows.items():
@@ -41,6 +56,24 @@ def table() -> str:
     return markdown(pd.DataFrame.from_dict(texts, orient="index").fillna(""))
 
 
-if __name__ == "__main__":
+def figure(script: ModuleType) -> Figure:
+    """A panel a metric, a row a method, a line a fold."""
+    means = means_of(script)
+    names = {method: fill(name, 24) for method, name in {**BASELINES, **METHODS[script]}.items()}
+    return paired_sessions(
+        {
+            metric: pd.DataFrame({name: means[method][metric] for method, name in names.items()})
+            for metric in means["linear"]
+        }
+    )
+
+
+def main() -> None:
     write_table(README, "headline", table())
     print(table())
+    for script in METHODS:
+        figure(script).savefig(script.CSV.with_suffix(".png"), dpi=FIGURE_DPI)
+
+
+if __name__ == "__main__":
+    main()

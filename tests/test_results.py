@@ -36,6 +36,25 @@ def test_readme_holds_the_headline_of_the_committed_runs():
     assert f"| IBL: NEDS | {' | '.join(shown)} |" in table.splitlines()
 
 
+@pytest.mark.parametrize("script", [folds, transfer])
+def test_a_line_of_the_drawn_folds_is_a_fold_under_every_method(script):
+    results = pd.read_csv(script.CSV)
+    figure = headline.figure(script)
+    assert len(figure.axes) == (5 if script is folds else 3)
+    bits, first = figure.axes[0], results[results["fold"] == 0]
+    assert bits.get_title() == "bits/spike"
+    linear, *_ = bits.lines[0].get_xdata()
+    assert linear == pytest.approx(first.loc[first["method"] == "linear", "bits_per_spike"].mean())
+    neds = "NEDS" if script is folds else "alone"
+    assert bits.lines[0].get_xdata()[3] == pytest.approx(
+        first.loc[first["method"] == neds, "bits_per_spike"].mean()
+    )
+    labels = [label.get_text() for label in bits.get_yticklabels()]
+    assert labels[:4] == ["linear", "reduced rank", "Poisson GLM", "NEDS"]
+    assert f"(benchmarks/{script.CSV.stem}.png)" in common.RESULTS.read_text()
+    assert script.CSV.with_suffix(".png").exists()
+
+
 def test_table_of_folds_is_over_means_of_seeds_and_paired():
     """Two folds. The best baseline is the linear one, 0.1 and 0.3; NEDS has 0.2 and 0.5, the first from seeds at
     0.1 and 0.3. The Poisson GLM decodes nothing."""
