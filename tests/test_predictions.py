@@ -7,7 +7,9 @@ from html import unescape
 
 import folds
 import numpy as np
+import pandas as pd
 import pytest
+import small_dataset
 from small_dataset import OPTIONS, write_dataset
 
 pytest.importorskip("matplotlib", reason="matplotlib is not installed (neds_hf[report])")
@@ -161,6 +163,30 @@ def test_classes_are_counted_by_method_where_they_are_recorded_and_predicted(dat
     assert [label.get_text() for label in labels] == ["0.2", "0.5", "0.8"]
     shown.predictions = {"encoder": predictions["encoder"]}
     assert classes_of_trials(shown) is None
+
+
+def test_classes_of_a_model_are_matched_by_name(dataset, model_folder, tmp_path, monkeypatch):
+    """The same recordings with classes in another order, and without the block that the model says most often."""
+    expected = shown_of(dataset, "bob", model_folder).confusions("model")
+    lost = expected["block"].sum().idxmax()
+    classes = {"choice": ("left", "right"), "block": tuple(n for n in ("0.8", "0.5", "0.2") if n != lost)}
+
+    def change(recording):
+        for name, order in classes.items():
+            given = [order.index(one) if one in order else -1 for one in recording.classes[name]]
+            recording.categorical[name] = np.array(given)[recording.categorical[name]]
+        recording.classes = classes
+        return recording
+
+    for name, order in classes.items():
+        monkeypatch.setitem(small_dataset.BEHAVIORS, name, order)
+    found = shown_of(write_dataset(tmp_path / "other", ("bob",), change=change), "bob", model_folder)
+    choice, block = (found.confusions("model")[name] for name in classes)
+    assert list(choice) == ["left", "right"] and list(block) == [*classes["block"], "other"]
+    pd.testing.assert_frame_equal(choice.loc[["right", "left"], ["right", "left"]], expected["choice"])
+    there = expected["block"].rename(columns={lost: "other"})
+    pd.testing.assert_frame_equal(block, there.loc[list(block.index), list(block)])
+    assert block["other"].any()
 
 
 def test_average_trials_are_by_choice_or_of_all_where_there_is_none(dataset):

@@ -99,13 +99,15 @@ class ShownSession:
 
     def confusions(self, method: str) -> dict[str, pd.DataFrame]:
         """Categorical behaviour to its number of trials of each class, a row each, by the class that the method
-        predicts; those that some trial has and the method predicts."""
+        predicts (`other`: one that the dataset has not); of behaviours that some trial has and it predicts."""
         tables = {}
         for name, recorded in self.trials.categorical.items():
             probabilities, kept = self.predictions[method].get(name, np.array(np.nan)), recorded >= 0
             if kept.any() and np.isfinite(probabilities).all():
-                classes = self.trials.classes[name]
-                table = np.zeros(2 * [len(classes)], int)
-                np.add.at(table, (recorded[kept], probabilities[kept].argmax(1)), 1)
-                tables[name] = pd.DataFrame(table, classes, classes)
+                classes = [*self.trials.classes[name]]
+                predicted = probabilities[kept].argmax(1).clip(max=len(classes))
+                table = np.zeros((len(classes), len(classes) + 1), int)
+                np.add.at(table, (recorded[kept], predicted), 1)
+                table = pd.DataFrame(table, classes, [*classes, "other"])
+                tables[name] = table if table["other"].any() else table[classes]
         return tables

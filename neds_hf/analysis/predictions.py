@@ -9,6 +9,7 @@ import numpy as np
 from neds_hf.analysis.comparison import Predictions, ShownSession
 from neds_hf.analysis.runs import Run
 from neds_hf.data.recordings import Recordings
+from neds_hf.data.schema import behaviors_of
 from neds_hf.data.trials import SessionTrials
 from neds_hf.errors import NEDSError
 from neds_hf.training.inference import TASKS, load_models, predict, split_loader
@@ -57,15 +58,23 @@ def read_predictions(folder: Path, trials: SessionTrials) -> Predictions:
 def predict_session(models: Sequence[str], recordings: Recordings, split: str) -> Predictions:
     """What a model, or several together, encode and decode of a split of the only session of `recordings`.
 
+    Classes are in the order of the dataset, those that only the model has after them.
+
     Raises:
         NEDSError: A model cannot be loaded, or does not know the session with these units and bins.
     """
     model, processor = load_models(models)
     recordings = known_recordings(recordings, processor, models[0], recordings.session_ids)
     loader = split_loader(processor, recordings, split)
-    return {
+    predictions = {
         name: values for task in TASKS for name, values in predict(model, processor, loader, task).items()
     }
+    for name, there in behaviors_of(recordings.features).items():
+        if there and name in predictions:
+            ours = list(processor.behaviors[name])
+            order = [*there, *(given for given in ours if given not in there)]
+            predictions[name] = predictions[name][:, [ours.index(given) for given in order]]
+    return predictions
 
 
 def show_session(

@@ -71,7 +71,7 @@ def write_report(
         unfinished.write_text(page, encoding="utf-8")
 
 
-def trial_sections(shown: ShownSession, name: str) -> list[tuple[str, str, None, Figure]]:
+def trial_sections(shown: ShownSession, name: str, split: str) -> list[tuple[str, str, None, Figure]]:
     """Sections for `write_report` of trials of the session that is called `name`, recorded and predicted: of those
     figures that something is predicted for."""
     from neds_hf.analysis import figures
@@ -81,23 +81,27 @@ def trial_sections(shown: ShownSession, name: str) -> list[tuple[str, str, None,
         sections = [
             (
                 "Encoding: one trial",
-                f"Trial {shown.trials.trial_index[0]} of {name}: spikes, and rates that {shown.encoding} predicts "
+                f"The first {split} trial of {name}: spikes, and rates that {shown.encoding} predicts "
                 "from behaviour.",
                 None,
                 figures.raster_of_first_trial(shown),
             ),
             (
                 "Encoding: average trials",
-                f"The units of {name} with the most spikes, trials averaged; predicted by {shown.encoding}.",
+                f"The units of {name} with the most spikes, {split} trials averaged; predicted by "
+                f"{shown.encoding}.",
                 None,
                 figures.psths_of_busiest_units(shown),
             ),
         ]
     if traces := figures.behavior_of_first_trials(shown):
-        text = f"The first trials of {name}, predicted from their spikes."
+        text = f"The first {split} trials of {name}, predicted from their spikes."
         sections.append(("Decoding: single trials", text, None, traces))
     if classes := figures.classes_of_trials(shown):
-        text = f"All {len(shown.trials.trial_index)} trials of {name}: recorded class by predicted class."
+        number = len(shown.trials.trial_index)
+        text = (
+            f"All {number} {split} trials of {name}: recorded class by the class predicted from the spikes."
+        )
         sections.append(("Decoding: classes", text, None, classes))
     return sections
 

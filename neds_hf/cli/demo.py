@@ -286,7 +286,7 @@ def report(
             )
             for eid, name in subjects.items()
         ),
-        *trial_sections(shown, f"new mouse {first}"),
+        *trial_sections(shown, f"new mouse {first}", "test"),
         ("Settings", settings_text(settings), None, None),
     ]
     write_report(out / "report.html", "NEDS on simulated mice", sections, reference_rows=TRUE_RATES)

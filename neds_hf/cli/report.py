@@ -152,7 +152,7 @@ def trials_of(runs: list[Run], dataset: str, session: str | None) -> tuple[list[
             "The trials that are drawn are of other data than these runs', which may have learned from them: "
             f"{dataset}; {', '.join(others)}."
         )
-    return said, trial_sections(shown, session)
+    return said, trial_sections(shown, session, runs[0].split)
 
 
 def provenance(runs: list[Run]) -> tuple:
