@@ -92,8 +92,9 @@ def line(result: dict, trials: int, device: str) -> dict[str, str]:
         f"{1e3 * result['floor_seconds']:.3g} ms a step",
         f"{1e3 * result['step_seconds']:.3g} ms (attention alone {1e3 * result['attention_seconds']:.3g}); "
         f"{result['tokens_per_second']:,.0f} tokens/s; {result['share_of_matmul_rate']:.0%} of the matmul rate; "
-        f"{result['peak_bytes'] / 1e9:.1f} GB; data wait {result['data_wait']:.1%}; the paper's training in "
-        f"{24 * result['paper_training_days']:.1f} hours (its own: {PAPER['gpu_days']} GPU-days)",
+        f"{result['peak_bytes'] / 1e9:.1f} GB; data wait {result['data_wait']:.1%}; as many trials as in the "
+        f"paper's training of `base` in {24 * result['paper_training_days']:.1f} hours (there {PAPER['gpu_days']} "
+        "GPU-days)",
         result["step_seconds"] / result["floor_seconds"],
         "" if device == "cpu" else TARGETS[result["preset"]],
     )

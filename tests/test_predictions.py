@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from dataclasses import replace
 from html import unescape
 
@@ -20,7 +21,7 @@ from neds_hf.analysis.figures import (
     psths_of_busiest_units,
     raster_of_first_trial,
 )
-from neds_hf.analysis.predictions import of_other_data, show_runs, show_session, write_predictions
+from neds_hf.analysis.predictions import read_predictions, show_runs, show_session, write_predictions
 from neds_hf.analysis.runs import read_runs
 from neds_hf.cli.main import main
 from neds_hf.data.recordings import open_recordings
@@ -52,9 +53,8 @@ def run_of(folder, trials, predictions):
 
 
 def shown_of(dataset, session, *paths):
-    return show_runs(
-        [run for path in paths for run in read_runs(path)], open_recordings(dataset).only([session])
-    )
+    runs = [run for path in paths for run in read_runs(path)]
+    return show_runs(runs, open_recordings(dataset).only([session]))[0]
 
 
 def lines(axes) -> list[np.ndarray]:
@@ -106,6 +106,32 @@ def test_of_a_folder_of_models_each_predicts_its_own_session(dataset, model_fold
     assert list(shown.predictions) == ["new"]
     assert (shown.predictions["new"]["log_rates"] == 3.5).all()
     assert shown.trials.session == "cat"
+
+
+def test_averaged_models_predict_as_their_own_weights_do(dataset, model_folder, tmp_path):
+    """Whatever models they were made of; here, ones that are gone. Alone or one of several."""
+    averaged = tmp_path / "averaged"
+    for folder in (averaged / "one", averaged / "other"):
+        shutil.copytree(model_folder, folder)
+        run = json.loads((folder / "run.json").read_text())
+        run["configuration"]["models"] = [f"gone-{folder.name}"]
+        (folder / "run.json").write_text(json.dumps(run))
+    for folder, session in (("one", "bob"), ("other", "ann")):
+        file = averaged / folder / "metrics.json"
+        scores = json.loads(file.read_text())
+        del scores["sessions"][session]
+        file.write_text(json.dumps(scores))
+    expected = shown_of(dataset, "ann", model_folder).predictions["model"]
+    for path in (averaged / "one", averaged):
+        (found,) = shown_of(dataset, "ann", path).predictions.values()
+        np.testing.assert_array_equal(found["log_rates"], expected["log_rates"])
+
+
+def test_a_run_that_left_the_session_out_predicts_nothing(dataset, model_folder, tmp_path):
+    left_out = tmp_path / "neds_decoding"
+    left_out.mkdir()
+    (left_out / "metrics.json").write_text(json.dumps({"sessions": {"ann": {}}}))
+    assert list(shown_of(dataset, "ann", left_out, model_folder).predictions) == ["model"]
 
 
 # --- what is drawn ---
@@ -182,11 +208,36 @@ def test_classes_of_a_model_are_matched_by_name(dataset, model_folder, tmp_path,
         monkeypatch.setitem(small_dataset.BEHAVIORS, name, order)
     found = shown_of(write_dataset(tmp_path / "other", ("bob",), change=change), "bob", model_folder)
     choice, block = (found.confusions("model")[name] for name in classes)
-    assert list(choice) == ["left", "right"] and list(block) == [*classes["block"], "other"]
+    assert list(choice) == ["left", "right"] and list(block) == [*classes["block"], "not in the dataset"]
     pd.testing.assert_frame_equal(choice.loc[["right", "left"], ["right", "left"]], expected["choice"])
-    there = expected["block"].rename(columns={lost: "other"})
+    there = expected["block"].rename(columns={lost: "not in the dataset"})
     pd.testing.assert_frame_equal(block, there.loc[list(block.index), list(block)])
-    assert block["other"].any()
+    assert block["not in the dataset"].any()
+    panel = classes_of_trials(found).axes[1]
+    assert [label.get_text() for label in panel.get_xticklabels()] == list(block)
+    assert [text.get_text() for text in panel.texts] == [str(number) for number in block.to_numpy().ravel()]
+
+
+def test_classes_of_a_baseline_are_matched_by_name(dataset, tmp_path):
+    """Perfect, of a class called as the last column could be."""
+    trials = open_recordings(dataset).trials("cat", "test")
+    trials.classes["choice"] = ("other", "left")
+    run = run_of(tmp_path / "run", trials, {"choice": np.eye(2)[trials.categorical["choice"]]})
+    trials.classes["choice"] = ("left", "other")
+    predicted = read_predictions(run, trials)["choice"]
+    np.testing.assert_array_equal(predicted.argmax(1), 1 - trials.categorical["choice"])
+    trials.categorical["choice"] = 1 - trials.categorical["choice"]
+    shown = show_session(open_recordings(dataset).only(["cat"]), trials, {"run": {"choice": predicted}})
+    confusion = shown.confusions("run")["choice"]
+    assert list(confusion) == ["left", "other"]
+    assert confusion.loc["left", "other"] == confusion.loc["other", "left"] == 0
+
+
+def test_a_unit_without_a_region_is_of_an_unknown_one(dataset):
+    recordings = open_recordings(dataset).only(["cat"])
+    recordings.units = recordings.units.assign(beryl=["CA1", "", None, "root", "LP"])
+    shown = show_session(recordings, recordings.trials("cat", "test"), {})
+    assert shown.regions.tolist() == ["CA1", "unknown", "unknown", "root", "LP"]
 
 
 def test_average_trials_are_by_choice_or_of_all_where_there_is_none(dataset):
@@ -243,21 +294,18 @@ def test_the_report_draws_trials_of_the_first_session_or_of_the_one_that_is_name
     )
     for heading in parts:
         assert f'<img alt="{heading}"' in sections[heading] and " ann" in sections[heading]
-    assert "rates that NEDS predicts from behaviour" in sections[parts[0]]
+    assert "rates that NEDS predicts" in sections[parts[0]]
     sections = report(out, *runs, "--dataset", dataset, "--session", "bob")
     assert all(" bob" in sections[heading] for heading in parts)
     assert not set(parts) & set(report(out, *runs))
 
 
-def test_trials_of_other_data_than_a_run_had_are_said_to_be(dataset, model_folder, baselines, tmp_path):
-    other = write_dataset(tmp_path / "other", ("ann", "bob"), replace(OPTIONS, fold=1))
-    runs = [run for path in (baselines, model_folder) for run in read_runs(path)]
-    assert of_other_data(runs, open_recordings(dataset), "ann") == []
-    assert of_other_data(runs, open_recordings(other), "ann") == [str(baselines), str(model_folder)]
+def test_trials_that_a_model_may_have_learned_from_are_said_to_be(dataset, model_folder, tmp_path):
+    other = write_dataset(tmp_path / "other", ("ann",), replace(OPTIONS, fold=1))
     sections = report(tmp_path / "page.html", model_folder, "--dataset", other)
-    assert f"may have learned from them: {other}; {model_folder}." in sections["Before comparing"]
-    alone = write_dataset(tmp_path / "alone", ("ann",), replace(OPTIONS, fold=1))
-    assert of_other_data(runs, open_recordings(alone), "ann") == []  # they are of two sessions: nobody knows
+    said = f"model: {other} does not have the training trials of its model for session ann (another --fold?)"
+    assert said in sections["Before comparing"]
+    assert "Before comparing" not in report(tmp_path / "page.html", model_folder, "--dataset", dataset)
 
 
 def test_the_report_draws_only_what_is_predicted(dataset, tmp_path):
@@ -295,24 +343,45 @@ def test_what_cannot_be_drawn_is_one_line_that_names_it(dataset, baselines, tmp_
     assert not (tmp_path / "page.html").exists()
 
 
-def test_predictions_of_other_trials_or_units_or_none_at_all_are_refused(
-    dataset, model_folder, tmp_path, error_of
-):
+def test_predictions_of_other_trials_bins_units_or_classes_are_refused(dataset, tmp_path, error_of):
     trials = open_recordings(dataset).trials("cat", "test")
-    (num_trials, _, units), out = trials.spike_counts.shape, tmp_path / "page.html"
-    run = run_of(tmp_path / "run", trials, {"log_rates": np.zeros((num_trials, 20, units + 1))})
-    argv = ("report", run, "--dataset", dataset, "--output", out)
-    file = run / "predictions" / "cat.npz"
-    message = f"{file} is of other trials or units than the dataset's {num_trials} and {units}"
+    (num_trials, bins, units), out = trials.spike_counts.shape, tmp_path / "page.html"
+    run = run_of(tmp_path / "run", trials, {})
+    argv, file = ("report", run, "--dataset", dataset, "--output", out), run / "predictions" / "cat.npz"
+    for name, shape, expected in (
+        ("log_rates", (num_trials, bins, units + 1), (num_trials, bins, units)),
+        ("log_rates", (num_trials, 10, units), (num_trials, bins, units)),
+        ("wheel_speed", (num_trials, 10), (num_trials, bins)),
+        ("block", (num_trials, 2), (num_trials, 3)),
+    ):
+        write_predictions(run, trials, {name: np.zeros(shape)})
+        assert f"{file}: {name} is {shape}, the dataset's {expected}" in error_of(*argv)
+    trials.classes["block"] = ("0.2", "0.5", "0.9")
+    write_predictions(run, trials, {"block": np.zeros((num_trials, 3))})
+    message = f"{file}: block is of the classes ['0.2', '0.5', '0.9'], without 0.8 of the dataset"
     assert message in error_of(*argv)
     trials.trial_index = trials.trial_index + 1
-    write_predictions(run, trials, {"log_rates": np.zeros(trials.spike_counts.shape)})
-    assert message in error_of(*argv)
+    write_predictions(run, trials, {"log_rates": np.zeros((num_trials, bins, units))})
+    assert f"{file}: its trials are not the {num_trials} of the dataset" in error_of(*argv)
     file.write_bytes(b"PK")
     assert f"{file} cannot be read: " in error_of(*argv)
     file.unlink()
-    assert f"{run}" in error_of(*argv) and not out.exists()  # no model either
-    metrics = {"sessions": {"cat": {"bits_per_spike": 0.1}}, "configuration": {"models": [str(model_folder)]}}
-    (tmp_path / "scores.json").write_text(json.dumps(metrics))
-    error = error_of("report", tmp_path / "scores.json", "--dataset", dataset, "--output", out)
-    assert f"{model_folder} does not know session cat" in error
+    assert f"{file} cannot be read: " in error_of(*argv) and not out.exists()
+
+
+def test_a_model_that_cannot_predict_is_named_with_the_file_that_names_it(
+    dataset, model_folder, tmp_path, error_of
+):
+    trials = open_recordings(dataset).trials("cat", "test")
+    run, scores = run_of(tmp_path / "run", trials, {}), tmp_path / "scores.json"
+    shutil.rmtree(run / "predictions")
+    assert str(run) in error_of("report", run, "--dataset", dataset, "--output", tmp_path / "page.html")
+    for models, message in (
+        ([str(model_folder)], f"{scores}, of {model_folder}: {model_folder} does not know session cat"),
+        (["gone"], f"{scores}, of gone: no model folder gone"),
+        ([], f"{scores}, of : no model is named"),
+    ):
+        metrics = {"sessions": {"cat": {"bits_per_spike": 0.1}}, "configuration": {"models": models}}
+        scores.write_text(json.dumps(metrics))
+        error = error_of("report", scores, "--dataset", dataset, "--output", tmp_path / "page.html")
+        assert message in error

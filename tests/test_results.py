@@ -14,6 +14,7 @@ import pytest
 import regions
 import simulation
 import transfer
+from PIL import Image
 from small_dataset import simulate, write_arrays
 
 from neds_hf.training.arguments import NEDSTrainingArguments
@@ -52,7 +53,8 @@ def test_a_line_of_the_drawn_folds_is_a_fold_under_every_method(script):
     labels = [label.get_text() for label in bits.get_yticklabels()]
     assert labels[:4] == ["linear", "reduced rank", "Poisson GLM", "NEDS"]
     assert f"(benchmarks/{script.CSV.stem}.png)" in common.RESULTS.read_text()
-    assert script.CSV.with_suffix(".png").exists()
+    with Image.open(script.CSV.with_suffix(".png")) as drawn:  # not of an older file
+        assert drawn.text["Source"] == headline.hash_of(script.CSV)
 
 
 def test_table_of_folds_is_over_means_of_seeds_and_paired():

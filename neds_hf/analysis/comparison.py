@@ -20,6 +20,7 @@ COLUMNS = {
     "choice accuracy": "choice_accuracy",
     "block accuracy": "block_accuracy",
 }
+UNKNOWN = "not in the dataset"
 BEHAVIOR_UNITS = {"wheel_speed": "rad/s", "whisker_motion_energy": "a.u."}
 
 
@@ -99,7 +100,7 @@ class ShownSession:
 
     def confusions(self, method: str) -> dict[str, pd.DataFrame]:
         """Categorical behaviour to its number of trials of each class, a row each, by the class that the method
-        predicts (`other`: one that the dataset has not); of behaviours that some trial has and it predicts."""
+        predicts (`UNKNOWN`: one that the dataset has not); of behaviours that some trial has and it predicts."""
         tables = {}
         for name, recorded in self.trials.categorical.items():
             probabilities, kept = self.predictions[method].get(name, np.array(np.nan)), recorded >= 0
@@ -108,6 +109,6 @@ class ShownSession:
                 predicted = probabilities[kept].argmax(1).clip(max=len(classes))
                 table = np.zeros((len(classes), len(classes) + 1), int)
                 np.add.at(table, (recorded[kept], predicted), 1)
-                table = pd.DataFrame(table, classes, [*classes, "other"])
-                tables[name] = table if table["other"].any() else table[classes]
+                columns = len(classes) + table[:, -1].any()
+                tables[name] = pd.DataFrame(table[:, :columns], classes, [*classes, UNKNOWN][:columns])
         return tables

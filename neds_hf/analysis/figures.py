@@ -369,9 +369,9 @@ def _shares(panel: Axes, counts: pd.DataFrame) -> AxesImage:
     for row, column in np.ndindex(shares.shape):
         color = "white" if shares[row, column] > 0.5 else "black"
         panel.text(column, row, counts.iat[row, column], ha="center", va="center", color=color)
-    places = range(len(counts))
-    panel.set_xticks(places, counts.columns, rotation=45, ha="right", rotation_mode="anchor")
-    panel.set_yticks(places, counts.index)
+    rows, columns = map(range, counts.shape)
+    panel.set_xticks(columns, counts.columns, rotation=45, ha="right", rotation_mode="anchor")
+    panel.set_yticks(rows, counts.index)
     return image
 
 

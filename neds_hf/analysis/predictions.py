@@ -1,7 +1,7 @@
 """What runs predict of one session's trials: as a baseline wrote it, or as a model predicts it anew."""
 
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,10 @@ from neds_hf.data.trials import SessionTrials
 from neds_hf.errors import NEDSError
 from neds_hf.training.inference import TASKS, load_models, predict, split_loader
 from neds_hf.training.runs import write_arrays
-from neds_hf.training.sessions import known_recordings
+from neds_hf.training.sessions import known_recordings, trained_on_others
+
+# Name of a categorical behaviour to its classes in order.
+Classes = Mapping[str, Sequence[str]]
 
 
 def file_of(folder: Path, session: str) -> Path:
@@ -35,30 +38,37 @@ def read_predictions(folder: Path, trials: SessionTrials) -> Predictions:
     """What `write_predictions` wrote of these trials.
 
     Raises:
-        NEDSError: The file cannot be read, or is of other trials or units.
+        NEDSError: The file cannot be read, or is of other trials, bins, units or classes.
     """
     file = file_of(folder, trials.session)
     try:
         with np.load(file) as arrays:
-            known = ("log_rates", *trials.continuous, *trials.classes)
-            predictions = {name: arrays[name] for name in known if name in arrays}
-            trial_index = arrays["trial_index"]
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            stored = dict(arrays)
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
         raise NEDSError(f"{file} cannot be read: {error}; without it `neds baselines` fits anew") from error
-    units = trials.spike_counts.shape[2]
-    if not np.array_equal(trial_index, trials.trial_index) or (
-        "log_rates" in predictions and predictions["log_rates"].shape[2] != units
-    ):
-        raise NEDSError(
-            f"{file} is of other trials or units than the dataset's {len(trial_index)} and {units}"
-        )
-    return predictions
+    expected = {"trial_index": trials.trial_index.shape, "log_rates": trials.spike_counts.shape}
+    expected |= {name: values.shape for name, values in trials.continuous.items()}
+    expected |= {name: (len(trials.trial_index), len(given)) for name, given in trials.classes.items()}
+    found = {name: stored[name].shape for name in expected if name in stored}
+    wrong = [name for name, shape in found.items() if shape != expected[name]]
+    if not np.array_equal(stored.get("trial_index"), trials.trial_index):
+        raise NEDSError(f"{file}: its trials are not the {len(trials.trial_index)} of the dataset")
+    if wrong:
+        raise NEDSError(f"{file}: {wrong[0]} is {found[wrong[0]]}, the dataset's {expected[wrong[0]]}")
+    predictions = {name: stored[name] for name in found if name != "trial_index"}
+    ours = {name: stored[f"{name}_classes"].tolist() for name in trials.classes if name in found}
+    return _in_order(predictions, trials.classes, ours, file)
 
 
-def predict_session(models: Sequence[str], recordings: Recordings, split: str) -> Predictions:
+def predict_session(
+    models: Sequence[str], recordings: Recordings, split: str
+) -> tuple[Predictions, list[str]]:
     """What a model, or several together, encode and decode of a split of the only session of `recordings`.
 
-    Classes are in the order of the dataset, those that only the model has after them.
+    Returns:
+        The predictions, whose classes are in the order of the dataset, those that only the model has after them;
+        and the session, where the model did not learn from its training trials in the dataset
+        (`trained_on_others`).
 
     Raises:
         NEDSError: A model cannot be loaded, or does not know the session with these units and bins.
@@ -69,11 +79,23 @@ def predict_session(models: Sequence[str], recordings: Recordings, split: str) -
     predictions = {
         name: values for task in TASKS for name, values in predict(model, processor, loader, task).items()
     }
-    for name, there in behaviors_of(recordings.features).items():
-        if there and name in predictions:
-            ours = list(processor.behaviors[name])
-            order = [*there, *(given for given in ours if given not in there)]
-            predictions[name] = predictions[name][:, [ours.index(given) for given in order]]
+    there = {name: given for name, given in behaviors_of(recordings.features).items() if given}
+    ours = {name: list(processor.behaviors[name]) for name in there if name in predictions}
+    return _in_order(predictions, there, ours, models[0]), trained_on_others(processor, recordings, split)
+
+
+def _in_order(predictions: Predictions, there: Classes, ours: Classes, whose: Path | str) -> Predictions:
+    """Probabilities of classes `ours` in the order of those of the dataset, and others after them.
+
+    Raises:
+        NEDSError: A class of the dataset is not among ours.
+    """
+    predictions = dict(predictions)
+    for name, given in ours.items():
+        if lacking := [one for one in there[name] if one not in given]:
+            raise NEDSError(f"{whose}: {name} is of the classes {given}, without {lacking[0]} of the dataset")
+        order = [*there[name], *(one for one in given if one not in there[name])]
+        predictions[name] = predictions[name][:, [given.index(one) for one in order]]
     return predictions
 
 
@@ -88,25 +110,16 @@ def show_session(
     """
     session = recordings.sessions.iloc[0]
     times_s = session["window_start_s"] + session["bin_size_s"] * (np.arange(session["num_bins"]) + 0.5)
-    regions = recordings.units.sort_values("unit_index")["beryl"].fillna("unknown").to_numpy(str)
-    return ShownSession(trials, predictions, regions, times_s, session["bin_size_s"])
+    regions = recordings.units.sort_values("unit_index")["beryl"].fillna("").replace("", "unknown")
+    return ShownSession(trials, predictions, regions.to_numpy(str), times_s, session["bin_size_s"])
 
 
-def of_other_data(runs: Sequence[Run], recordings: Recordings, session: str) -> list[str]:
-    """The paths of the runs that had other data of a session than this dataset, where that can be told."""
-    there = {*recordings.session_ids}
-    return [
-        str(run.path)
-        for run in runs
-        for sessions, fingerprint in run.fingerprints.items()
-        if session in sessions
-        and sessions <= there
-        and recordings.only([*sessions]).fingerprint != fingerprint
-    ]
-
-
-def show_runs(runs: Sequence[Run], recordings: Recordings) -> ShownSession:
+def show_runs(runs: Sequence[Run], recordings: Recordings) -> tuple[ShownSession, list[str]]:
     """What runs predict of the trials that they were scored on, of the only session of `recordings`.
+
+    Returns:
+        It, and the names of the runs whose models may have learned from these trials (`predict_session`). Runs
+        that left the session out, as `neds_encoding` one without behaviours, predict nothing.
 
     Raises:
         NEDSError: The runs are of several splits, or one's predictions cannot be had (`read_predictions`,
@@ -121,12 +134,23 @@ def show_runs(runs: Sequence[Run], recordings: Recordings) -> ShownSession:
                 f"of {run.split}"
             )
     trials = recordings.trials(session, split)
-    predictions = {}
+    predictions, learned = {}, []
     for run in runs:
-        folder = run.parts[session]
-        if file_of(folder, session).exists():
-            predictions[run.name] = read_predictions(folder, trials)
-        else:
-            models = run.settings.get("models") or [str(folder)]  # those of a file of `neds evaluate`
-            predictions[run.name] = predict_session(models, recordings, split)
-    return show_session(recordings, trials, predictions)
+        part = run.parts[session]
+        if not run.scores[session]:
+            continue
+        if file_of(part, session).parent.is_dir():
+            predictions[run.name] = read_predictions(part, trials)
+            continue
+        models = run.settings.get("models", []) if part.is_file() else [str(part)]
+        try:
+            if not models:
+                raise NEDSError("no model is named")
+            predictions[run.name], others = predict_session(models, recordings, split)
+        except NEDSError as error:
+            whose = (
+                f"{part}, of {', '.join(models)}: " if part.is_file() else ""
+            )  # written by `neds evaluate`
+            raise NEDSError(f"{whose}{error}") from error
+        learned += [run.name] * bool(others)
+    return show_session(recordings, trials, predictions), learned

@@ -81,8 +81,7 @@ def trial_sections(shown: ShownSession, name: str, split: str) -> list[tuple[str
         sections = [
             (
                 "Encoding: one trial",
-                f"The first {split} trial of {name}: spikes, and rates that {shown.encoding} predicts "
-                "from behaviour.",
+                f"The first {split} trial of {name}: spikes, and rates that {shown.encoding} predicts.",
                 None,
                 figures.raster_of_first_trial(shown),
             ),
@@ -95,12 +94,11 @@ def trial_sections(shown: ShownSession, name: str, split: str) -> list[tuple[str
             ),
         ]
     if traces := figures.behavior_of_first_trials(shown):
-        text = f"The first {split} trials of {name}, predicted from their spikes."
+        text = f"The first {split} trials of {name} with recorded behaviour, predicted from their spikes."
         sections.append(("Decoding: single trials", text, None, traces))
     if classes := figures.classes_of_trials(shown):
-        number = len(shown.trials.trial_index)
         text = (
-            f"All {number} {split} trials of {name}: recorded class by the class predicted from the spikes."
+            f"Number of {split} trials of {name}, by recorded class and the class predicted from the spikes."
         )
         sections.append(("Decoding: classes", text, None, classes))
     return sections

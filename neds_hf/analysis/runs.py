@@ -27,6 +27,7 @@ ABOUT = {  # `run.json`, or a file of `neds evaluate`
         "command?": str,
         "sessions?": [str],
         "data_fingerprint?": str,
+        "models?": [str],
         "split?": str,
         "train_null?": [str],
         "train_splits?": [str],

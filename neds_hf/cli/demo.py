@@ -213,7 +213,7 @@ def compare(out: Path, recording: Recordings, seed: int) -> tuple[dict[str, dict
     trials = recording.trials(eid, "test")
     predictions = {LINEAR: baseline(out / "linear" / f"{eid}.npz", recording, seed)}
     for method, folder in ((ALONE, "alone"), (FINETUNED, "finetuned")):
-        predictions[method] = predict_session([str(out / folder / eid)], recording, "test")
+        predictions[method], _ = predict_session([str(out / folder / eid)], recording, "test")
     processor = NEDSProcessor.from_pretrained(out / "finetuned" / eid)
     null_rates = processor.mean_counts(eid)
     scores = {m: score_predictions(predicted, trials, null_rates) for m, predicted in predictions.items()}

@@ -40,8 +40,8 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--names", nargs="+", help="a name for each DIR (default: its own)")
     parser.add_argument(
         "--dataset",
-        help="that of the runs (a folder, or an id on the Hub): draws spikes, average trials and behaviours of a "
-        "session, recorded and predicted",
+        help="that of the runs (a folder, or an id on the Hub): draws trials of a session, behaviour as every run "
+        "predicts it, spikes as the last one does that encodes",
     )
     parser.add_argument("--session", help="of the dataset, to draw (default: the first that all runs score)")
     parser.add_argument("--output", type=Path, required=True, help="HTML file to write")
@@ -142,16 +142,15 @@ def trials_of(runs: list[Run], dataset: str, session: str | None) -> tuple[list[
     for run in runs:
         if session not in run.scores:
             raise NEDSError(f"{run.path} does not score session {session}, whose trials are to be drawn")
-    from neds_hf.analysis.predictions import of_other_data, show_runs  # needs torch
+    from neds_hf.analysis.predictions import show_runs  # needs torch
     from neds_hf.data.recordings import open_recordings
 
-    recordings, said = open_recordings(dataset), []
-    shown = show_runs(runs, recordings.only([session]))
-    if others := of_other_data(runs, recordings, session):
-        said.append(
-            "The trials that are drawn are of other data than these runs', which may have learned from them: "
-            f"{dataset}; {', '.join(others)}."
-        )
+    shown, others = show_runs(runs, open_recordings(dataset).only([session]))
+    said = [
+        f"{name}: {dataset} does not have the training trials of its model for session {session} (another "
+        "--fold?); it may have learned from the trials that are drawn."
+        for name in others
+    ]
     return said, trial_sections(shown, session, runs[0].split)
 
 
