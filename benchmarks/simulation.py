@@ -4,9 +4,9 @@
 
 Pretrains on the first 1, 5 and 20 mice and fine-tunes each model on three more, all of its weights or what is the
 mouse's own; the three are also trained on alone. What is the mouse's own is fitted to the model of 20 mice with
-three seeds, of which predictions are averaged too, and weights. All learn from training and validation trials, in
-bf16. Writes `simulation.csv` beside this file, its table into RESULTS.md and the curve into `simulation.png`. What
-is finished is not repeated.
+three seeds, of which predictions are averaged too, and weights. All of it twice, as models read the counts or
+their roots. All learn from training and validation trials, in bf16. Writes `simulation.csv` beside this file, its
+table into RESULTS.md and the curve into `simulation.png`. What is finished is not repeated.
 """
 
 import argparse
@@ -37,10 +37,12 @@ MICE = ("--trials", 300, "--units", 80, "--seed", 11)
 NUM_AVERAGED = 3  # of the model of all mice, fine-tuned as is best
 # Wider and deeper than `compact`, and encoding more often.
 MODEL = (
-    *(*COUNTS, "hidden_size=128", "intermediate_size=256", "num_hidden_layers=3"),
+    *("--set", "hidden_size=128", "intermediate_size=256", "num_hidden_layers=3"),
     'scheme_weights={"encoding":2,"decoding":1,"within_modality":0,"cross_modal":0.25}',
 )
 PRETRAINING = ("--learning_rate", "2e-3", "--num_train_epochs", 150, *MODEL, "unit_dropout=0.2")
+# Whether it reads roots of the counts, as `compact` does, and the folder of such runs.
+ROOTS = {False: ("counts", COUNTS[1:]), True: ("roots", ())}
 FINE_TUNING = {
     "full": (
         *("--strategy", "full", "--unit_weight_decay", 0.3),
@@ -56,13 +58,16 @@ IN_WORDS = {"full": "all weights fine-tuned", "session": "only units' rows and s
 IN_WORDS[AVERAGED] = f"{IN_WORDS['session']}, weights of {NUM_AVERAGED} seeds averaged"
 LINES = {"full": "--", "session": "-"}
 SHARE = {"share_of_attainable": "share of the attainable"}
+WITH_ROOTS = "share with roots"
 SHOWN = SHARE | {name: METRICS[name] for name in METRICS if "beyond" not in name}
 
 
-def measure(output: Path, seed: int) -> pd.DataFrame:
+def measure(output: Path, seed: int, roots: bool) -> pd.DataFrame:
     """A row a new mouse, number of mice pretrained on, how the new one is trained on ("alone" after none), and
     number of models that predict together."""
     recordings, dataset = output / "mice", output / "dataset"
+    folder, counts = ROOTS[roots]
+    output = output / folder
     if not (recordings / "simulation.json").exists():
         neds("simulate", recordings, "--sessions", max(NUM_MICE) + NUM_NEW, *MICE)
     sessions = open_recordings(built(dataset, "--alf", recordings)).session_ids
@@ -73,8 +78,8 @@ def measure(output: Path, seed: int) -> pd.DataFrame:
         pretrained = output / f"pretrained-{number}"
         if number:
             mice = ("--sessions", *known[:number], "--seed", seed)
-            scores_of_run(pretrained, "pretrain", *learned, *mice, *PRETRAINING)
-        for how, options in FINE_TUNING.items() if number else [("alone", (*ALONE, *MODEL))]:
+            scores_of_run(pretrained, "pretrain", *learned, *mice, *PRETRAINING, *counts)
+        for how, options in FINE_TUNING.items() if number else [("alone", (*ALONE, *MODEL, *counts))]:
             averaged = (number, how) == (max(NUM_MICE), "session")
             seeds = range(seed, seed + (NUM_AVERAGED if averaged else 1))
             for session in new:
@@ -93,26 +98,30 @@ def measure(output: Path, seed: int) -> pd.DataFrame:
                     what = ("--dataset", dataset, "--alf", recordings, "--session", session)
                     metrics = scores_of_evaluation(report, *what, "--model", *models)
                     rows.append({"session": session, "mice": number, "how": name, "models": count, **metrics})
-    return pd.DataFrame(rows)[["session", "mice", "how", "models", *SHOWN]]
+    return pd.DataFrame(rows).assign(roots=roots)[["session", "roots", "mice", "how", "models", *SHOWN]]
 
 
 def table(results: pd.DataFrame) -> str:
-    """Means over the new mice."""
-    means = results.drop(columns="session").groupby(["mice", "how", "models"], sort=False).mean()
+    """Means over the new mice; with roots only the share."""
+    means = results.drop(columns="session").groupby(["roots", "mice", "how", "models"], sort=False).mean()
     texts = {}
-    for (number, how, models), row in means.iterrows():
+    for (number, how, models), row in means.loc[False].iterrows():
         name = "the new mouse alone"
         if number:
             name = f"{number} {'mouse' if number == 1 else 'mice'}, {IN_WORDS[how]}"
         name += f", {models} seeds averaged" if models > 1 else ""
         texts[name] = [f"{row[metric]:.3f}" for metric in SHOWN]
-    return markdown(pd.DataFrame.from_dict(texts, orient="index", columns=list(SHOWN.values())))
+        with_roots = means.loc[(True, number, how, models), "share_of_attainable"]
+        texts[name].insert(1, f"{with_roots:.3f}")
+    share, *others = SHOWN.values()
+    return markdown(pd.DataFrame.from_dict(texts, orient="index", columns=[share, WITH_ROOTS, *others]))
 
 
 def draw(results: pd.DataFrame, file: Path) -> None:
-    """Share of the attainable bits per spike against the number of mice pretrained on; a colour a new mouse."""
+    """Share of the attainable bits per spike, without roots, against the number of mice pretrained on; a colour a
+    new mouse."""
     figure, axes = plt.subplots(figsize=(6, 3.6), layout="constrained")
-    one = results[results["models"] == 1]
+    one = results[(results["models"] == 1) & ~results["roots"]]
     for place, (name, of_mouse) in enumerate(one.groupby("session")):
         color = f"C{place}"
         alone = of_mouse.loc[of_mouse["how"] == "alone", "share_of_attainable"].item()
@@ -137,7 +146,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="folder for the mice and the runs")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    publish_table(CSV, measure(options.output, options.seed), table)
+    both = [measure(options.output, options.seed, roots) for roots in ROOTS]
+    publish_table(CSV, pd.concat(both), table)
     draw(pd.read_csv(CSV), FIGURE)
 
 

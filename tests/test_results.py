@@ -227,11 +227,13 @@ def test_table_of_simulation_is_over_the_new_mice():
     rows = [
         {
             "session": session,
+            "roots": roots,
             "mice": mice,
             "how": how,
             "models": models,
-            **dict.fromkeys(simulation.SHOWN, value),
+            **dict.fromkeys(simulation.SHOWN, value + roots),
         }
+        for roots in (False, True)
         for mice, how, models, more in (
             (0, "alone", 1, 0.0),
             (20, "full", 1, 0.0),
@@ -242,11 +244,15 @@ def test_table_of_simulation_is_over_the_new_mice():
         for session, value in (("a", 0.2 + more), ("b", 0.4 + more))
     ]
     lines = simulation.table(pd.DataFrame(rows)).splitlines()
-    assert lines[2].startswith("| the new mouse alone | 0.300 |")
+    assert lines[0].startswith("| | share of the attainable | share with roots | bits/spike |")
+    assert lines[2].startswith("| the new mouse alone | 0.300 | 1.300 | 0.300 |")
     assert lines[3].startswith("| 20 mice, all weights fine-tuned | 0.300 |")
-    assert lines[4].startswith("| 20 mice, only units' rows and session embedding fine-tuned | 0.500 |")
+    assert lines[4].startswith(
+        "| 20 mice, only units' rows and session embedding fine-tuned | 0.500 | 1.500 |"
+    )
     assert lines[5].endswith("| 0.600 |") and "fine-tuned, 3 seeds averaged | 0.600 |" in lines[5]
     assert "embedding fine-tuned, weights of 3 seeds averaged | 0.400 |" in lines[6]
+    assert len(lines) == 7
 
 
 def test_regions_that_are_listed_one_unit_late_are_moved_back_and_others_stay(tmp_path):
