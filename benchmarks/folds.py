@@ -126,7 +126,8 @@ def draw(fold: Path, seed: int, folder: Path) -> None:
     """What the linear baseline and a NEDS predict of a fold's test trials, into this folder."""
     paths = {"linear": fold / "baselines" / "linear", "NEDS": fold / f"{NEDS['NEDS'][0]}-{seed}"}
     runs = [run for name, path in paths.items() for run in read_runs(path, name)]
-    shown, _ = show_runs(runs, open_recordings(fold / "dataset"))
+    recordings = open_recordings(fold / "dataset")
+    shown, _ = show_runs(runs, recordings, recordings.session_ids[0])
     psths_of_busiest_units(shown).savefig(folder / "folds_encoding.png", dpi=FIGURE_DPI)
     behavior_of_first_trials(shown).savefig(folder / "folds_decoding.png", dpi=FIGURE_DPI)
 

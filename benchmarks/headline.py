@@ -21,7 +21,12 @@ from neds_hf.analysis.report import FIGURE_DPI
 
 README = HERE.parent / "README.md"
 SHOWN = ("bits_per_spike", "wheel_speed_r2", "whisker_motion_energy_r2", "choice_accuracy", "block_accuracy")
-BASELINES = {"linear": "linear", "reduced_rank": "reduced rank", "poisson_glm": "Poisson GLM"}
+BASELINES = {
+    "linear": "linear",
+    "reduced_rank": "reduced rank",
+    "reduced_rank_multi_session": "reduced rank, all sessions",
+    "poisson_glm": "Poisson GLM",
+}
 # What is shown of each script, under which name.
 METHODS = {
     folds: {
@@ -61,7 +66,8 @@ def table() -> str:
 def figure(script: ModuleType) -> Figure:
     """A panel a metric, a row a method, a line a fold."""
     means = means_of(script)
-    names = {method: fill(name, 24) for method, name in {**BASELINES, **METHODS[script]}.items()}
+    baselines = {method: BASELINES[method] for method in script.BASELINES}
+    names = {method: fill(name, 24) for method, name in (baselines | METHODS[script]).items()}
     return paired_sessions(
         {
             metric: pd.DataFrame({name: means[method][metric] for method, name in names.items()})

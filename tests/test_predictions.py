@@ -5,6 +5,7 @@ import re
 import shutil
 from dataclasses import replace
 from html import unescape
+from pathlib import Path
 
 import folds
 import numpy as np
@@ -54,7 +55,7 @@ def run_of(folder, trials, predictions):
 
 def shown_of(dataset, session, *paths):
     runs = [run for path in paths for run in read_runs(path)]
-    return show_runs(runs, open_recordings(dataset).only([session]))[0]
+    return show_runs(runs, open_recordings(dataset), session)[0]
 
 
 def lines(axes) -> list[np.ndarray]:
@@ -300,10 +301,82 @@ def test_the_report_draws_trials_of_the_first_session_or_of_the_one_that_is_name
     assert not set(parts) & set(report(out, *runs))
 
 
+def test_other_data_than_a_baseline_had_are_said_to_be(dataset, baselines, tmp_path):
+    """Of as many trials, bins and units."""
+
+    def change(recording):
+        recording.spike_counts = recording.spike_counts[:, ::-1]
+        return recording
+
+    other = write_dataset(tmp_path / "other", change=change)
+    sections = report(tmp_path / "page.html", baselines, "--dataset", other)
+    assert (
+        f"trial_average: {other} does not have its training trials of session ann"
+        in sections["Before comparing"]
+    )
+    assert "Before comparing" not in report(tmp_path / "page.html", baselines, "--dataset", dataset)
+
+
+def test_what_neds_predict_left_in_a_model_folder_is_no_baseline(dataset, model_folder, tmp_path):
+    model = Path(shutil.copytree(model_folder, tmp_path / "model"))
+    out = model / "predictions" / "ann.npz"
+    argv = ["--model", model, "--dataset", dataset, "--session", "ann", "--task", "decoding", "--output", out]
+    assert main(["predict", *map(str, argv)]) == 0
+    expected = shown_of(dataset, "ann", model_folder).predictions["model"]
+    np.testing.assert_array_equal(
+        shown_of(dataset, "ann", model).predictions["model"]["log_rates"], expected["log_rates"]
+    )
+
+
+@pytest.mark.parametrize(
+    "schemes, tasks",
+    [
+        ({"encoding": 1.0}, "encoding"),
+        ({"decoding": 1.0, "within_modality": 1.0}, "decoding"),
+        ({"cross_modal": 1.0}, "encoding decoding"),
+    ],
+)
+def test_a_model_predicts_what_it_was_trained_for(dataset, model_folder, tmp_path, schemes, tasks):
+    model = Path(shutil.copytree(model_folder, tmp_path / "model"))
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"scheme_weights": schemes}))
+    predictions = shown_of(dataset, "ann", model).predictions["model"]
+    assert ("log_rates" in predictions) == ("encoding" in tasks)
+    assert ("choice" in predictions) == ("decoding" in tasks)
+
+
+def test_the_session_that_is_drawn_is_one_that_all_runs_predict(dataset, baselines, tmp_path):
+    left_out = tmp_path / "neds_decoding"
+    left_out.mkdir()
+    (left_out / "metrics.json").write_text(json.dumps({"sessions": {"ann": {}, "bob": {"psth_r2": 0.1}}}))
+    trials = open_recordings(dataset).trials("bob", "test")
+    write_predictions(left_out, trials, {"log_rates": np.zeros(trials.spike_counts.shape)})
+    sections = report(tmp_path / "page.html", left_out, baselines, "--dataset", dataset)
+    assert " bob" in sections["Encoding: one trial"]
+    sections = report(tmp_path / "page.html", left_out, "--dataset", dataset, "--session", "ann")
+    said = "No run predicts anything of session ann that could be drawn."
+    assert said in sections["Before comparing"] and "Encoding: one trial" not in sections
+
+
+def test_names_are_drawn_as_they_are_written(dataset, baselines, tmp_path):
+    """No formula is read into them."""
+    names = [r"$\foo$"]
+    sections = report(tmp_path / "page.html", baselines, "--names", *names, "--dataset", dataset)
+    assert names[0] in sections["Encoding: one trial"]
+
+
+def test_what_evaluation_warned_of_is_said_once(dataset, model_folder, tmp_path):
+    other, scores = write_dataset(tmp_path / "other", ("ann",), replace(OPTIONS, fold=1)), tmp_path / "s.json"
+    argv = ["--model", model_folder, "--dataset", other, "--output", scores]
+    assert main(["evaluate", *map(str, argv)]) == 0
+    said = report(tmp_path / "page.html", scores, "--dataset", other)["Before comparing"]
+    assert said.count("another --fold?") == 1
+
+
 def test_trials_that_a_model_may_have_learned_from_are_said_to_be(dataset, model_folder, tmp_path):
     other = write_dataset(tmp_path / "other", ("ann",), replace(OPTIONS, fold=1))
     sections = report(tmp_path / "page.html", model_folder, "--dataset", other)
-    said = f"model: {other} does not have the training trials of its model for session ann (another --fold?)"
+    said = f"model: {other} does not have its training trials of session ann (another --fold?)"
     assert said in sections["Before comparing"]
     assert "Before comparing" not in report(tmp_path / "page.html", model_folder, "--dataset", dataset)
 
@@ -333,13 +406,19 @@ def test_what_cannot_be_drawn_is_one_line_that_names_it(dataset, baselines, tmp_
     assert "--session is of a --dataset, whose trials it draws" in error(baselines, "--session", "ann")
     message = f"{baselines} does not score session cat, whose trials are to be drawn"
     assert message in error(baselines, "--dataset", dataset, "--session", "cat")
-    message = "--dataset: there is no session that all runs score, whose trials could be drawn"
+    message = f"{dataset} has no session that all runs score, whose trials could be drawn"
     assert message in error(baselines, cat, "--dataset", dataset)
     assert "no dataset folder nowhere" in error(baselines, "--dataset", "nowhere")
     (cat / "run.json").write_text(json.dumps({"configuration": {"split": "validation"}}))
     other = run_of(tmp_path / "other", trials, {})
-    message = "figures are of the trials of one split, but other is of test trials, cat of validation"
+    message = "of one split, but the runs are not: other of test, cat of validation"
     assert message in error(other, cat, "--dataset", dataset)
+    (tmp_path / "joined").mkdir()
+    cat.rename(tmp_path / "joined" / "cat")
+    ann = open_recordings(dataset).trials("ann", "test")
+    run_of(tmp_path / "joined" / "ann", ann, {})
+    message = "of one split, but the runs are not: joined of varies"
+    assert message in error(tmp_path / "joined", "--dataset", dataset)
     assert not (tmp_path / "page.html").exists()
 
 
@@ -363,7 +442,19 @@ def test_predictions_of_other_trials_bins_units_or_classes_are_refused(dataset, 
     trials.trial_index = trials.trial_index + 1
     write_predictions(run, trials, {"log_rates": np.zeros((num_trials, bins, units))})
     assert f"{file}: its trials are not the {num_trials} of the dataset" in error_of(*argv)
-    file.write_bytes(b"PK")
+    write_predictions(
+        run, open_recordings(dataset).trials("cat", "test"), {"choice": np.zeros((num_trials, 2))}
+    )
+    with np.load(file) as arrays:
+        without = {name: values for name, values in arrays.items() if name != "choice_classes"}
+    np.savez(file, **without)
+    assert f"{file}: choice is of the classes [], without right of the dataset" in error_of(*argv)
+    whole = file.read_bytes()
+    for damaged in (b"PK", b"", whole[:200] + b"?" * 40 + whole[240:]):
+        file.write_bytes(damaged)
+        assert f"{file} cannot be read: " in error_of(*argv)
+    np.save(file.with_suffix(""), np.zeros(3))
+    file.with_suffix(".npy").rename(file)
     assert f"{file} cannot be read: " in error_of(*argv)
     file.unlink()
     assert f"{file} cannot be read: " in error_of(*argv) and not out.exists()

@@ -66,10 +66,10 @@ def comparison_table(means: dict[str, dict[str, float]]) -> pd.DataFrame:
 
 @dataclass
 class ShownSession:
-    """One session's test trials and what each method predicts of them.
+    """Trials of one session and what each method predicts of them.
 
     Attributes:
-        trials: The test trials.
+        trials: The trials, of one split.
         predictions: Method to its predictions, none, or only some of them; the rates of the last are shown that
             has any.
         regions: (N,) regions of the units.

@@ -19,13 +19,14 @@ from neds_hf.analysis.summary import Estimate, is_headline, metric_label
 # Okabe & Ito's colours, told apart also by colour-blind readers.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 STYLE = {"font.size": 9, "axes.titlesize": 9, "axes.spines.top": False, "axes.spines.right": False}
+AS_WRITTEN = {"text.parse_math": False}  # names of runs, units and classes, whatever is in them
 SHOWN_UNITS = 8
 SHOWN_TRIALS = 5
 LEGEND_LINE = 0.3  # inches, which every figure has room for
 SMALLEST_REGION = 0.04  # of the units; smaller regions are drawn together, for their names to be legible
 
 
-@rc_context(STYLE)
+@rc_context(STYLE | AS_WRITTEN)
 def training_curves(histories: dict[str, list[dict]]) -> Figure:
     """Loss and validation metrics against epochs.
 
@@ -60,7 +61,7 @@ def training_curves(histories: dict[str, list[dict]]) -> Figure:
     return figure
 
 
-@rc_context(STYLE)
+@rc_context(STYLE | AS_WRITTEN)
 def raster_with_rates(
     spike_counts: np.ndarray, rates_hz: np.ndarray, times_s: np.ndarray, regions: np.ndarray
 ) -> Figure:
@@ -110,7 +111,7 @@ def raster_with_rates(
     return figure
 
 
-@rc_context(STYLE)
+@rc_context(STYLE | AS_WRITTEN)
 def psths(
     spike_counts: np.ndarray,
     log_rates: np.ndarray,
@@ -148,7 +149,7 @@ def psths(
     return figure
 
 
-@rc_context(STYLE)
+@rc_context(STYLE | AS_WRITTEN)
 def behavior_traces(
     times_s: np.ndarray,
     real: dict[str, np.ndarray],
@@ -235,7 +236,7 @@ def behavior_of_first_trials(shown: ShownSession) -> Figure | None:
     )
 
 
-@rc_context(STYLE)
+@rc_context(STYLE | AS_WRITTEN)
 def classes_of_trials(shown: ShownSession) -> Figure | None:
     """Number of trials of each class by predicted class, colour their share; None where no class is decoded. A row
     is a behaviour, a column a method."""
@@ -261,7 +262,7 @@ def classes_of_trials(shown: ShownSession) -> Figure | None:
     return figure
 
 
-@rc_context(STYLE)
+@rc_context(STYLE | AS_WRITTEN)
 def metric_bars(table: pd.DataFrame) -> Figure:
     """Metrics of several models: a panel a column of `table`, a bar a row."""
     figure, panels = _grid(table.shape[1], num_columns=5, panel_size=(1.9, 2.2))
@@ -277,7 +278,7 @@ def metric_bars(table: pd.DataFrame) -> Figure:
     return figure
 
 
-@rc_context(STYLE)
+@rc_context(STYLE | AS_WRITTEN)
 def paired_sessions(tables: dict[str, pd.DataFrame]) -> Figure:
     """Every session under several methods: a panel a metric, a row a method, a line a session.
 
@@ -305,7 +306,7 @@ def paired_sessions(tables: dict[str, pd.DataFrame]) -> Figure:
     return figure
 
 
-@rc_context(STYLE)
+@rc_context(STYLE | AS_WRITTEN)
 def draw_confusion(confusion: pd.DataFrame, title: str) -> Figure:
     """Number of units of each region, a row each, by predicted region; colour is the share of the row."""
     size = 2.2 + 0.55 * max(len(confusion), 4)  # of fewer regions the title would not fit

@@ -1,21 +1,24 @@
 """What runs predict of one session's trials: as a baseline wrote it, or as a model predicts it anew."""
 
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from neds_hf.analysis.comparison import Predictions, ShownSession
-from neds_hf.analysis.runs import Run
+from neds_hf.analysis.runs import VARIES, Run
 from neds_hf.data.recordings import Recordings
 from neds_hf.data.schema import behaviors_of
 from neds_hf.data.trials import SessionTrials
 from neds_hf.errors import NEDSError
-from neds_hf.training.inference import TASKS, load_models, predict, split_loader
+from neds_hf.training.inference import TASKS, Ensemble, load_models, predict, split_loader
 from neds_hf.training.runs import write_arrays
 from neds_hf.training.sessions import known_recordings, trained_on_others
 
+# A folder with one of these is a model's, not a baseline's.
+OF_A_MODEL = ("config.json", "adapter_config.json")
 # Name of a categorical behaviour to its classes in order.
 Classes = Mapping[str, Sequence[str]]
 
@@ -44,7 +47,7 @@ def read_predictions(folder: Path, trials: SessionTrials) -> Predictions:
     try:
         with np.load(file) as arrays:
             stored = dict(arrays)
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile, zlib.error) as error:
         raise NEDSError(f"{file} cannot be read: {error}; without it `neds baselines` fits anew") from error
     expected = {"trial_index": trials.trial_index.shape, "log_rates": trials.spike_counts.shape}
     expected |= {name: values.shape for name, values in trials.continuous.items()}
@@ -56,7 +59,9 @@ def read_predictions(folder: Path, trials: SessionTrials) -> Predictions:
     if wrong:
         raise NEDSError(f"{file}: {wrong[0]} is {found[wrong[0]]}, the dataset's {expected[wrong[0]]}")
     predictions = {name: stored[name] for name in found if name != "trial_index"}
-    ours = {name: stored[f"{name}_classes"].tolist() for name in trials.classes if name in found}
+    ours = {
+        name: stored.get(f"{name}_classes", np.array([])).tolist() for name in trials.classes if name in found
+    }
     return _in_order(predictions, trials.classes, ours, file)
 
 
@@ -66,9 +71,9 @@ def predict_session(
     """What a model, or several together, encode and decode of a split of the only session of `recordings`.
 
     Returns:
-        The predictions, whose classes are in the order of the dataset, those that only the model has after them;
-        and the session, where the model did not learn from its training trials in the dataset
-        (`trained_on_others`).
+        The predictions of the tasks that the model was trained for, classes in the order of the dataset, those
+        that only the model has after them; and the session, where the model did not learn from its training trials
+        in the dataset (`trained_on_others`).
 
     Raises:
         NEDSError: A model cannot be loaded, or does not know the session with these units and bins.
@@ -76,9 +81,11 @@ def predict_session(
     model, processor = load_models(models)
     recordings = known_recordings(recordings, processor, models[0], recordings.session_ids)
     loader = split_loader(processor, recordings, split)
-    predictions = {
-        name: values for task in TASKS for name, values in predict(model, processor, loader, task).items()
-    }
+    schemes = (model.models[0] if isinstance(model, Ensemble) else model).config.scheme_weights
+    predictions = {}
+    for task in TASKS:
+        if schemes.get(task) or schemes.get("cross_modal"):
+            predictions |= predict(model, processor, loader, task)
     there = {name: given for name, given in behaviors_of(recordings.features).items() if given}
     ours = {name: list(processor.behaviors[name]) for name in there if name in predictions}
     return _in_order(predictions, there, ours, models[0]), trained_on_others(processor, recordings, split)
@@ -114,43 +121,49 @@ def show_session(
     return ShownSession(trials, predictions, regions.to_numpy(str), times_s, session["bin_size_s"])
 
 
-def show_runs(runs: Sequence[Run], recordings: Recordings) -> tuple[ShownSession, list[str]]:
-    """What runs predict of the trials that they were scored on, of the only session of `recordings`.
+def show_runs(runs: Sequence[Run], recordings: Recordings, session: str) -> tuple[ShownSession, list[str]]:
+    """What runs predict of a session's trials, of the split that they were scored on.
 
     Returns:
-        It, and the names of the runs whose models may have learned from these trials (`predict_session`). Runs
-        that left the session out, as `neds_encoding` one without behaviours, predict nothing.
+        It, and the names of the runs that had other data, or other training trials, of the session than this
+        dataset, as far as that can be told. Runs that left the session out, as `neds_encoding` one without
+        behaviours, predict nothing.
 
     Raises:
         NEDSError: The runs are of several splits, or one's predictions cannot be had (`read_predictions`,
             `predict_session`).
     """
-    (session,) = recordings.session_ids
-    split = runs[0].split
-    for run in runs:
-        if run.split != split:
-            raise NEDSError(
-                f"figures are of the trials of one split, but {runs[0].name} is of {split} trials, {run.name} "
-                f"of {run.split}"
-            )
-    trials = recordings.trials(session, split)
-    predictions, learned = {}, []
+    splits = {run.name: run.split for run in runs}
+    if len({*splits.values()}) > 1 or VARIES in splits.values():
+        of_runs = ", ".join(f"{name} of {split}" for name, split in splits.items())
+        raise NEDSError(f"figures are of the trials of one split, but the runs are not: {of_runs}")
+    split, only = runs[0].split, recordings.only([session])
+    trials = only.trials(session, split)
+    predictions, others = {}, []
     for run in runs:
         part = run.parts[session]
         if not run.scores[session]:
             continue
-        if file_of(part, session).parent.is_dir():
+        if file_of(part, session).parent.is_dir() and not any((part / name).exists() for name in OF_A_MODEL):
             predictions[run.name] = read_predictions(part, trials)
+            others += [run.name] * _had_other_data(run, recordings, session)
             continue
         models = run.settings.get("models", []) if part.is_file() else [str(part)]
         try:
             if not models:
                 raise NEDSError("no model is named")
-            predictions[run.name], others = predict_session(models, recordings, split)
+            predictions[run.name], learned = predict_session(models, only, split)
         except NEDSError as error:
-            whose = (
-                f"{part}, of {', '.join(models)}: " if part.is_file() else ""
-            )  # written by `neds evaluate`
+            whose = f"{part}, of {', '.join(models)}: " if part.is_file() else ""  # by `neds evaluate`
             raise NEDSError(f"{whose}{error}") from error
-        learned += [run.name] * bool(others)
-    return show_session(recordings, trials, predictions), learned
+        others += [run.name] * bool(learned)
+    return show_session(only, trials, predictions), others
+
+
+def _had_other_data(run: Run, recordings: Recordings, session: str) -> bool:
+    there = {*recordings.session_ids}
+    return any(
+        recordings.only([*sessions]).fingerprint != fingerprint
+        for sessions, fingerprint in run.fingerprints.items()
+        if session in sessions and sessions <= there
+    )

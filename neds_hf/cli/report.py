@@ -60,8 +60,7 @@ def main(argv: list[str]) -> None:
 
     shared, metrics = shared_sessions(runs), metrics_of(runs)
     headlines = [name for name in metrics if is_headline(name)]
-    session = arguments.session or next(iter(shared), None)
-    others, drawn = trials_of(runs, arguments.dataset, session) if arguments.dataset else ([], [])
+    others, drawn = trials_of(runs, arguments.dataset, arguments.session) if arguments.dataset else ([], [])
     sections = []
     if said := cautions(runs) + others:
         print(*said, sep="\n", end="\n\n")
@@ -133,25 +132,36 @@ def training(runs: list[Run]) -> tuple:
 def trials_of(runs: list[Run], dataset: str, session: str | None) -> tuple[list[str], list[tuple]]:
     """What a reader must know of the figures of trials of one session, recorded and predicted; and these.
 
+    Args:
+        session: Default: the first of the dataset that all runs score, or else some.
+
     Raises:
         NEDSError: A run does not score the session, the dataset does not have it, or a run's predictions cannot
             be had (`show_runs`).
     """
-    if session is None:
-        raise NEDSError("--dataset: there is no session that all runs score, whose trials could be drawn")
-    for run in runs:
-        if session not in run.scores:
-            raise NEDSError(f"{run.path} does not score session {session}, whose trials are to be drawn")
     from neds_hf.analysis.predictions import show_runs  # needs torch
     from neds_hf.data.recordings import open_recordings
 
-    shown, others = show_runs(runs, open_recordings(dataset).only([session]))
+    recordings = open_recordings(dataset)
+    if session is None:
+        shared = [name for name in shared_sessions(runs) if name in recordings.session_ids]
+        if not shared:
+            raise NEDSError(f"{dataset} has no session that all runs score, whose trials could be drawn")
+        session = max(shared, key=lambda name: sum(bool(run.scores[name]) for run in runs))
+    for run in runs:
+        if session not in run.scores:
+            raise NEDSError(f"{run.path} does not score session {session}, whose trials are to be drawn")
+    shown, others = show_runs(runs, recordings, session)
+    sections = trial_sections(shown, session, runs[0].split)
     said = [
-        f"{name}: {dataset} does not have the training trials of its model for session {session} (another "
-        "--fold?); it may have learned from the trials that are drawn."
-        for name in others
+        f"{run.name}: {dataset} does not have its training trials of session {session} (another --fold?); it may "
+        "have learned from the trials that are drawn."
+        for run in runs
+        if run.name in others and not run.warnings  # which say so
     ]
-    return said, trial_sections(shown, session, runs[0].split)
+    if not sections:
+        said.append(f"No run predicts anything of session {session} that could be drawn.")
+    return said, sections
 
 
 def provenance(runs: list[Run]) -> tuple:

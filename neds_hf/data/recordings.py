@@ -52,7 +52,8 @@ class Recordings:
             NEDSError: There is no such split, or it is empty.
         """
         if name not in self.splits or len(self.splits[name]) == 0:
-            raise NEDSError(f"{self.source} has no split {name!r}; there are: {', '.join(self.splits)}")
+            there = ", ".join(split for split, trials in self.splits.items() if len(trials))
+            raise NEDSError(f"{self.source} has no split {name!r}; there are: {there}")
         return self.splits[name]
 
     def trained_on(self, splits: list[str]) -> "Recordings":
