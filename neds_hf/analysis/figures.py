@@ -253,7 +253,7 @@ def classes_of_trials(shown: ShownSession) -> Figure | None:
         for panel, (method, confusions) in zip(row, tables.items()):
             if name in confusions:
                 image = _shares(panel, confusions[name])
-                panel.set_title(f"{name.replace('_', ' ')}\n{fill(method, 24)}")
+                panel.set_title(f"{name.replace('_', ' ')}\n{fill(method, 24, break_on_hyphens=False)}")
             else:
                 panel.set_axis_off()
     figure.supxlabel("predicted", fontsize=9)
