@@ -6,6 +6,7 @@ import io
 import os
 import re
 import sys
+import time
 from datetime import timedelta
 
 from neds_hf.errors import NEDSError
@@ -98,11 +99,13 @@ def leave_processes() -> None:
     """End the group of the processes that trained together, where they talked through Gloo.
 
     Its threads free tensors after a collective, and one that does so while Python ends aborts its process. They
-    end with the last reference to the group, which models hold too, in cycles.
+    end with the last reference to the group, which models hold too, in cycles. Whoever drops that reference holds
+    Python's lock while it waits for them, so that they get time to free what the last collective left before.
     """
     torch = sys.modules.get("torch")  # not every command needs it
     if torch is None or not torch.distributed.is_available() or not torch.distributed.is_initialized():
         return
     if torch.distributed.get_backend() == "gloo":
+        time.sleep(0.5)
         torch.distributed.destroy_process_group()
         gc.collect()
