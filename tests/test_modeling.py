@@ -631,6 +631,13 @@ def test_every_parameter_takes_part_where_a_modality_is_missing(style):
     assert gradients(model).keys() == dict(model.named_parameters()).keys()
 
 
+def test_every_parameter_takes_part_where_a_trial_is_one_token():
+    model = make_model("tied", bins_per_token=BINS).train()
+    model(**make_batch(), scheme="encoding").loss.backward()
+    assert gradients(model).keys() == dict(model.named_parameters()).keys()
+    assert (gradients(model)["temporal_embedding.weight"] != 0).all()
+
+
 def test_units_of_other_sessions_do_not_learn():
     model, batch = make_model().train(), make_batch([1, 1])
     model(**batch, hidden=hide(batch, "spikes", bins=slice(0, 5))).loss.backward()

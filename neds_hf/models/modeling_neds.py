@@ -778,7 +778,8 @@ class NEDSModel(Checkpoint, PreTrainedModel):
         if config.temporal_embedding:
             times = self.temporal_embedding().split(tokens["spikes"])
             one = times[0].new_zeros(1, config.hidden_size)  # of the whole trial
-            states = states + torch.cat([time if length > 1 else one for time, length in zip(times, lengths)])
+            times = [time if length == len(time) else one for time, length in zip(times, lengths)]
+            states = states + torch.cat(times)
         attended = is_available | is_hidden
         attention_mask = None
         # What is exported has to serve any trials.
