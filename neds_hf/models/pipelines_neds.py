@@ -13,8 +13,9 @@ class NEDSPipeline(Pipeline):
 
     A trial is a mapping: a dictionary of arrays, or a row of `load_dataset(folder, "trials")`. It names its
     `session`; `spike_counts` are (T, N), or flat as in a row; a continuous behaviour is (T,), in the data's units,
-    a categorical one the index of its class. None, NaN and the index -1 are missing; what the model does not know
-    is not looked at. One trial gives one result, a list gives a list, a generator or a dataset an iterator.
+    a categorical one the index of its class in `processor.behaviors`: rows of a dataset with other classes have
+    others. None, NaN and the index -1 are missing; what the model does not know is not looked at. One trial gives
+    one result, a list gives a list, a generator or a dataset an iterator.
 
     Raises:
         ValueError: A session that the model does not know, a shape that does not fit, nothing to predict from.
