@@ -220,7 +220,7 @@ def test_an_adapter_names_what_it_adapts_and_loads_as_its_card_says(
     monkeypatch.chdir(tmp_path)
     names = {}
     exec(snippet(tmp_path / "cat"), names)
-    assert type(names["model"]) is NEDSModel and names["wheel_speed"].shape == (2, 20)
+    assert type(names["model"]) is NEDSModel and names["values"].shape == (2, 20)
 
 
 def test_evaluations_in_the_folder_are_on_the_card(model, dataset):
@@ -270,6 +270,15 @@ def test_a_card_unscales_what_its_first_session_has(model):
     write_model_card(model)
     text = (model / "README.md").read_text()
     assert 'processor.unscale("ann", "whisker_motion_energy"' in text and '"wheel_speed"' not in text
+
+
+def test_the_code_on_a_card_is_python_whatever_behaviours_are_called(model):
+    processor = json.loads((model / "processor_config.json").read_text())
+    processor["sessions"][0]["scaling"] = {"pupil diameter": [0.0, 1.0]}
+    (model / "processor_config.json").write_text(json.dumps(processor))
+    write_model_card(model)
+    assert 'decoded["pupil diameter"]' in snippet(model)
+    compile(snippet(model), "card", "exec")
 
 
 def test_a_model_without_sessions_has_no_card(model):
@@ -359,7 +368,7 @@ os.chdir({str(dataset.parent)!r})
 assert counts.shape == (20, units.groupby("session").size()[trial["session"]])
 os.chdir({str(model_folder.parent)!r})
 {snippet(model_folder)}
-assert wheel_speed.shape == (2, 20) and decoded["choice"].shape == (2, 2)
+assert values.shape == (2, 20) and decoded["choice"].shape == (2, 2)
 """
     done = subprocess.run(
         [sys.executable, "-I", "-c", script],
