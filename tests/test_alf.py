@@ -341,8 +341,9 @@ def test_units_without_histology_or_quality_have_none(tmp_path):
         "clusters.depths.npy",
     ):
         (folder / name).unlink()
-    units = read_only_session(tmp_path).units
-    assert units.drop(columns="probe").isna().to_numpy().all()
+    recording = read_only_session(tmp_path)
+    assert recording.units["uuid"].tolist() == [f"{recording.session}/probe00/{k}" for k in range(3)]
+    assert recording.units.drop(columns=["uuid", "probe"]).isna().to_numpy().all()
 
 
 def test_the_latest_revision_is_read_and_recorded_with_its_hash(tmp_path):
@@ -428,8 +429,8 @@ def test_ids_do_not_depend_on_where_and_when_the_tables_are_made(tmp_path):
 def test_ids_that_are_numbers_and_odd_quality_labels_are_taken_as_far_as_they_go(tmp_path):
     folder = write_session(tmp_path) / "probe00" / "pykilosort"
     pd.DataFrame({"uuids": ["7", None, "9"]}).to_csv(folder / "clusters.uuids.csv", index=False)
-    units = read_only_session(tmp_path).units
-    assert units["uuid"].isna().tolist() == [False, True, False]
+    recording = read_only_session(tmp_path)
+    assert recording.units["uuid"].tolist() == ["7", f"{recording.session}/probe00/1", "9"]
     pd.DataFrame({"uuids": [7, 8, 9]}).to_csv(folder / "clusters.uuids.csv", index=False)
     metrics = pd.DataFrame({"cluster_id": [0, 0, 1, 2], "label": ["1", "0.5", "good", None]})
     metrics.to_parquet(folder / "clusters.metrics.pqt")

@@ -239,7 +239,7 @@ def _read_array(file: Path) -> np.ndarray:
 _READERS = {
     ".npy": _read_array,
     ".pqt": pd.read_parquet,
-    ".csv": pd.read_csv,
+    ".csv": partial(pd.read_csv, dtype=str),
 }
 
 
@@ -408,10 +408,12 @@ def _read_units(datasets: _SessionDatasets, probe: str, folder: str) -> pd.DataF
             )
         return np.asarray(values)[channel]
 
-    units = pd.DataFrame({"uuid": None, "probe": probe}, index=range(num_units), dtype=object)
+    # A model knows its units by their ids.
+    ids = [f"{datasets.session}/{probe}/{cluster}" for cluster in range(num_units)]
+    units = pd.DataFrame({"uuid": ids, "probe": probe}, dtype=object)
     if (uuids := optional("clusters.uuids.csv")) is not None:
-        uuids = uuids.iloc[:, 0].map(str, na_action="ignore")
-        units["uuid"] = per_unit("clusters.uuids.csv", uuids).astype(object)
+        uuids = pd.Series(per_unit("clusters.uuids.csv", uuids.iloc[:, 0]), dtype=object)
+        units["uuid"] = uuids.fillna(units["uuid"])
     allen_ids = optional("channels.brainLocationIds_ccf_2017.npy")
     if allen_ids is not None:
         allen_ids = per_channel("channels.brainLocationIds_ccf_2017.npy", allen_ids)
