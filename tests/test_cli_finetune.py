@@ -39,6 +39,18 @@ def test_a_new_animal_is_added_and_scored(model_folder, tmp_path, capsys, finetu
     assert torch.equal(before["unit_embedding.weight"], after["unit_embedding.weight"][:14])
 
 
+def test_a_model_saved_in_half_precision_learns_as_others_do(model_folder, tmp_path, finetune_arguments):
+    model, processor = load_model(str(model_folder))
+    for part in (model.bfloat16(), processor):
+        part.save_pretrained(tmp_path / "half")
+    arguments = [*finetune_arguments(tmp_path / "half", tmp_path / "cat"), "--learning_rate", "1e-4"]
+    assert main(["finetune", *arguments]) == 0
+    before, after = (load_model(str(tmp_path / name))[0].encoder.state_dict() for name in ("half", "cat"))
+    for name, weight in after.items():
+        assert weight.dtype == torch.float32
+        assert (weight != before[name]).float().mean() > 0.9, name
+
+
 def test_the_defaults_are_what_the_page_of_results_found_best(dataset, model_folder, tmp_path):
     where = ("--model", model_folder, "--dataset", dataset, "--session", "cat", "--output", tmp_path)
     assert main(["finetune", *map(str, where), *"--max_steps 1 --use_cpu --disable_tqdm true".split()]) == 0

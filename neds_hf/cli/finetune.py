@@ -141,6 +141,7 @@ def prepare(
         strategy=strategy,
         set=settings or {},
     )
+    model.float()  # of weights saved in half precision, most would not change by such small steps
     add_sessions(model, processor, recordings)
     freeze(model, strategy)
     if strategy == "lora":
