@@ -6,12 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from killed import killed_on_writing
-from small_dataset import SIZES, TRAINING, simulate, write_arrays
+from small_dataset import SIZES, TRAINING, simulate, write_arrays, write_dataset
 from small_grids import use_small_grids
 
 from neds_hf.analysis.baselines import METHODS
 from neds_hf.cli.main import main
 from neds_hf.data.recordings import open_recordings
+from neds_hf.data.schema import split_of_trials
 from neds_hf.metrics import functional
 from neds_hf.training.sessions import load_model
 
@@ -231,6 +232,24 @@ def test_without_any_behaviour_the_average_trial_is_encoded_and_neds_left_out(tm
         assert f"\n{method}  " in printed
         bits = read(out / method)[0]["sessions"]["ann"]["bits_per_spike"]
         assert bits == pytest.approx(average, abs=0.02)
+
+
+def test_decoding_that_no_validation_trial_can_score_keeps_the_last_checkpoint(tmp_path, capsys):
+    def unscored(recording):
+        validation = split_of_trials("cat", 40) == "validation"
+        for values in recording.continuous.values():
+            values[validation] = np.nan
+        for values in recording.categorical.values():
+            values[validation] = -1
+        return recording
+
+    data, out = write_dataset(tmp_path / "data", ["cat"], change=unscored), tmp_path / "out"
+    more = ["--methods", "neds_decoding", "--num_train_epochs", "3", *TRAINING, "--set", *NEDS_SIZES]
+    assert main(["baselines", "--dataset", str(data), "--output", str(out), *more]) == 0
+    folder = out / "neds_decoding" / "models" / "cat"
+    said = f"{folder}: no evaluation gave eval_decoding_mean, so the last checkpoint is kept"
+    assert said in capsys.readouterr().err.splitlines()
+    assert json.loads((folder / "trainer_state.json").read_text())["best_model_checkpoint"] is None
 
 
 def test_a_killed_run_goes_on_where_it_was(arguments, tmp_path):

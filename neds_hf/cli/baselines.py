@@ -222,4 +222,4 @@ class DecodingMean(TrainerCallback):
             and name != BEST["encoding"]
             and np.isfinite(value)
         ]
-        metrics[BEST["decoding"]] = float(np.mean(decoding)) if decoding else 0.0
+        metrics[BEST["decoding"]] = float(np.mean(decoding)) if decoding else np.nan

@@ -143,7 +143,7 @@ def fit(
         with trainer.whole_model():
             if args.should_save and "test" in recordings.splits:
                 scores = score_split(model, processor, recordings, "test", args.per_device_eval_batch_size)
-        if args.should_save and args.load_best_model_at_end and trainer.state.best_metric is None:
+        if args.should_save and args.load_best_model_at_end and not trainer.state.best_model_checkpoint:
             print(
                 f"{folder}: no evaluation gave {args.metric_for_best_model}, so the last checkpoint is kept",
                 file=sys.stderr,
