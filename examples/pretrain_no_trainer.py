@@ -1,7 +1,7 @@
 """Pretrain NEDS in a plain Accelerate loop, for readers who want to change something.
 
 Does what `neds pretrain` does (same model, masks, loss and schedule), without resuming, decay of units' rows, card
-and `run.json`; the preset is `tiny` where none is given:
+and `run.json`. The preset is `tiny` where none is given, and the checkpoint that of the best single evaluation:
 
     python examples/pretrain_no_trainer.py --dataset DATASET --output neds-ibl --epochs 100
     ACCELERATE_USE_CPU=true torchrun --nproc_per_node 2 examples/pretrain_no_trainer.py ...
