@@ -250,12 +250,26 @@ def test_a_single_evaluation_and_a_single_bin_are_dots_and_more_are_lines():
     one_bin = {"pupil": np.ones((1, 1))}
     traces = figures.behavior_traces(TIMES_S[:1], one_bin, {"NEDS": one_bin}, [12], {"pupil": "px"})
     assert [line.get_marker() for line in traces.axes[0].lines[:2]] == ["o", "o"]
+    counts, log_rates = np.ones((2, 1, 1), np.uint8), np.zeros((2, 1, 1))
+    psths = figures.psths(counts, log_rates, TIMES_S[:1], ["PO 1"], 0.5, np.array(["all", "all"]))
+    recorded, predicted = psths.axes[0].lines[:2]
+    assert [recorded.get_marker(), predicted.get_marker()] == ["o", "o"]
+    assert (
+        recorded.get_markersize() < predicted.get_markersize()
+    )  # beside lines of these widths in the legend
+
+
+def test_rates_of_a_single_bin_are_as_wide_as_it():
+    figure = figures.raster_with_rates(
+        np.ones((1, 2)), np.ones((1, 2)), np.array([0.5]), np.array(["CA1", "PO"]), 0.5
+    )
+    np.testing.assert_allclose(figure.axes[1].images[0].get_extent(), [0.25, 0.75, -0.5, 1.5])
 
 
 def test_raster_sorts_units_by_region_then_rate(tmp_path):
     counts = np.array([[1, 0, 0], [0, 0, 0], [0, 2, 0]])
     rates_hz = np.array([[9.0, 2, 1], [9, 2, 1], [9, 2, 1]])
-    figure = figures.raster_with_rates(counts, rates_hz, TIMES_S, np.array(["CA1", "PO", "CA1"]))
+    figure = figures.raster_with_rates(counts, rates_hz, TIMES_S, np.array(["CA1", "PO", "CA1"]), 0.02)
     raster, image = figure.axes[:2]
     # sorted: unit 2 (CA1, 1 Hz), unit 0 (CA1, 9 Hz), unit 1 (PO)
     np.testing.assert_array_equal(raster.collections[0].get_offsets(), [[-0.01, 1], [0.03, 2]])
@@ -267,14 +281,14 @@ def test_raster_sorts_units_by_region_then_rate(tmp_path):
 
 def test_raster_draws_regions_too_small_for_a_name_together():
     regions = np.array(["VISa"] * 60 + ["A", "B"])
-    figure = figures.raster_with_rates(np.zeros((3, 62)), np.ones((3, 62)), TIMES_S, regions)
+    figure = figures.raster_with_rates(np.zeros((3, 62)), np.ones((3, 62)), TIMES_S, regions, 0.02)
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["VISa", "other"]
 
 
 def test_colour_bar_of_rates_names_each_rate_at_its_own_height():
     """Above the highest of 36.5 Hz as well: what lies there is not drawn, and not drawn over the label below."""
     rates_hz = np.linspace(0, 36.5, 300).reshape(3, 100)
-    figure = figures.raster_with_rates(np.zeros((3, 100)), rates_hz, TIMES_S, np.array(["PO"] * 100))
+    figure = figures.raster_with_rates(np.zeros((3, 100)), rates_hz, TIMES_S, np.array(["PO"] * 100), 0.02)
     bar = figure.axes[2]
     heights = bar.transData.transform([(0, rate) for rate in bar.get_yticks()])[:, 1]
     assert bar.get_yticks()[-1] > 36.5 and np.diff(heights).min() > 10

@@ -164,9 +164,9 @@ def view(
     counts = inputs["spike_counts"][0].numpy()
     if task == "encoding":
         rates_hz = np.exp(predicted["log_rates"][0]) / processor.bin_size_s
-        spikes = raster_with_rates(counts, rates_hz, times_s, trials.regions)
+        spikes = raster_with_rates(counts, rates_hz, times_s, trials.regions, processor.bin_size_s)
     else:
-        spikes = _raster(counts, times_s, trials.regions)
+        spikes = _raster(counts, times_s, trials.regions, processor.bin_size_s)
     units = {name: BEHAVIOR_UNITS.get(name, "as recorded") for name in traces}
     methods = {"predicted": predicted} if task == "decoding" else {}
     behavior = behavior_traces(times_s, traces, methods, [number], units) if traces else None
@@ -180,9 +180,9 @@ def view(
     return " · ".join(said), *figures
 
 
-def _raster(spike_counts: np.ndarray, times_s: np.ndarray, regions: np.ndarray) -> Figure:
+def _raster(spike_counts: np.ndarray, times_s: np.ndarray, regions: np.ndarray, bin_size_s: float) -> Figure:
     """The left half of `raster_with_rates`, units sorted by their spikes."""
-    figure = raster_with_rates(spike_counts, spike_counts.astype(float), times_s, regions)
+    figure = raster_with_rates(spike_counts, spike_counts.astype(float), times_s, regions, bin_size_s)
     for axes in figure.axes[1:]:
         axes.remove()
     figure.axes[0].set_subplotspec(GridSpec(1, 1, figure)[0])

@@ -63,7 +63,11 @@ def training_curves(histories: dict[str, list[dict]]) -> Figure:
 
 @rc_context(STYLE | AS_WRITTEN)
 def raster_with_rates(
-    spike_counts: np.ndarray, rates_hz: np.ndarray, times_s: np.ndarray, regions: np.ndarray
+    spike_counts: np.ndarray,
+    rates_hz: np.ndarray,
+    times_s: np.ndarray,
+    regions: np.ndarray,
+    bin_size_s: float,
 ) -> Figure:
     """Spikes of one trial beside the predicted rates, units sorted by region, then by predicted rate.
 
@@ -72,6 +76,7 @@ def raster_with_rates(
         rates_hz: (T, N) predicted rates in Hz.
         times_s: (T,) centres of the bins in seconds from the event.
         regions: (N,) names of the units' regions.
+        bin_size_s: Bin width in seconds.
     """
     num_units = spike_counts.shape[1]
     regions = np.asarray(regions, object)
@@ -89,14 +94,13 @@ def raster_with_rates(
     bins, units = np.nonzero(spike_counts)
     height = figure.get_figheight() * 72 / max(num_units, 1)
     raster.scatter(times_s[bins], units, s=np.clip(height, 2, 6) ** 2, marker="|", c="black", linewidths=0.8)
-    half_bin = (times_s[1] - times_s[0]) / 2 if len(times_s) > 1 else 0.5
     shown = image.imshow(
         rates_hz.T,
         aspect="auto",
         origin="lower",
         interpolation="nearest",
         cmap="viridis",
-        extent=(times_s[0] - half_bin, times_s[-1] + half_bin, -0.5, num_units - 0.5),
+        extent=(times_s[0] - bin_size_s / 2, times_s[-1] + bin_size_s / 2, -0.5, num_units - 0.5),
         # A few units fire ten times as much as most: a square root keeps both in sight.
         norm=PowerNorm(0.5, vmin=0, vmax=max(float(np.percentile(rates_hz, 99.5)), 1e-3)),
     )
@@ -136,8 +140,8 @@ def psths(
         real = spike_counts[conditions == name].mean(0) / bin_size_s
         predicted = np.exp(log_rates[conditions == name]).mean(0) / bin_size_s
         for unit, panel in enumerate(panels):
-            panel.plot(times_s, real[:, unit], color=color, linewidth=0.8, alpha=0.7)
-            panel.plot(times_s, predicted[:, unit], color=color, linewidth=2)
+            _line(panel, times_s, real[:, unit], color, linewidth=0.8, alpha=0.7)
+            _line(panel, times_s, predicted[:, unit], color, linewidth=2)
     for panel, label in zip(panels, unit_labels):
         panel.set(title=label, ylim=(0, None))
         panel.axvline(0, color="gray", linewidth=0.8, linestyle=":")
@@ -188,9 +192,9 @@ def behavior_traces(
 
 def raster_of_first_trial(shown: ShownSession) -> Figure:
     """Spikes of the first trial, and the rates that are predicted."""
-    log_rates = shown.predictions[shown.encoding]["log_rates"]
+    rates_hz = np.exp(shown.predictions[shown.encoding]["log_rates"][0]) / shown.bin_size_s
     return raster_with_rates(
-        shown.trials.spike_counts[0], np.exp(log_rates[0]) / shown.bin_size_s, shown.times_s, shown.regions
+        shown.trials.spike_counts[0], rates_hz, shown.times_s, shown.regions, shown.bin_size_s
     )
 
 
@@ -397,8 +401,10 @@ def _legend(figure: Figure, handles: list[Line2D], labels: list[str]) -> None:
 
 
 def _line(panel: Axes, x: Sequence[float], y: Sequence[float], color: str, style: str = "-", **looks) -> None:
-    """A line, or of a single point a dot, as there is no line to see."""
-    panel.plot(x, y, style, color=color, marker="o" if len(x) == 1 else "", **looks)
+    """A line, or of a single point a whole dot, as there is no line to see: larger where the line is thicker."""
+    size = 4 * looks.get("linewidth", 1.5)
+    dot = {"marker": "o", "markersize": size, "clip_on": False} if len(x) == 1 else {"marker": ""}
+    panel.plot(x, y, style, color=color, **dot, **looks)
 
 
 def _curve(history: list[dict], key: str) -> tuple[list[float], list[float]]:
