@@ -266,6 +266,15 @@ def test_a_number_a_trial_that_hardly_recurs_is_no_categorical_behaviour(tmp_pat
     assert len(behaviors["odor"]) == 20
 
 
+def test_a_behaviour_that_is_the_same_in_all_trials_is_refused_before_a_model_would_be(tmp_path):
+    one = write(tmp_path / "a.npz", rule=np.array(["go", "", "go"]))
+    two = write(tmp_path / "b.npz", rule=np.array(["stop", "stop", "go"]))
+    with pytest.raises(NEDSError, match="rule is go in all trials that have it: leave it out"):
+        array_sources([one], OPTIONS, ["rule"])
+    assert array_sources([one, two], OPTIONS, ["rule"])[2]["rule"] == ("go", "stop")
+    assert array_sources([one], OPTIONS, there={"rule": ("go", "stop")})[2]["rule"] == ("go", "stop")
+
+
 def test_a_value_without_a_class_is_refused(tmp_path):
     path = write(tmp_path / "a.npz", odor=np.array(["b", "a", "c"]))
     with pytest.raises(NEDSError, match="odor holds c, expected one of a, b"):

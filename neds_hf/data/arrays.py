@@ -164,7 +164,8 @@ def array_sources(
 
     Raises:
         NEDSError: The files differ in window, bin size, event or in the kind of a behaviour, no file holds a named
-            behaviour, a behaviour cannot have that name, or a categorical one hardly has a value twice.
+            behaviour, a behaviour cannot have that name, or a categorical one hardly has a value twice or has one
+            only.
     """
     paths, there = [Path(path) for path in paths], there or {}
     _check_names(list(behaviors or ()))
@@ -196,6 +197,11 @@ def array_sources(
     classes |= {
         name: known for name, known in there.items() if known and {*classes.get(name, ())} <= {*known}
     }
+    for name, found in classes.items():
+        if len(found) == 1 and name not in there:
+            raise NEDSError(
+                f"{name} is {found[0]} in all trials that have it: leave it out, no model learns one class alone"
+            )
     sources = [
         Source(meta["session"], _sha256(path), partial(read_arrays, path, options, names[path], classes))
         for path, meta in metas.items()
