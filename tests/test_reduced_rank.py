@@ -128,6 +128,15 @@ def test_what_never_changes_is_predicted_so_and_too_few_trials_predict_nothing(m
     np.testing.assert_allclose(choice, [[2 / 3, 1 / 3]] * 2, atol=0.01)
 
 
+def test_a_behaviour_in_small_units_is_decoded_as_in_large_ones(monkeypatch):
+    """As of currents in amperes."""
+    use_small_grids(monkeypatch)
+    (train, _), (test, _) = planted(30, 0), planted(10, 1)
+    small = replace(train, continuous={"wheel": train.continuous["wheel"] * np.float32(2**-40)})
+    (expected,), (found,) = (decoded([trials], [test], "wheel") for trials in (train, small))
+    np.testing.assert_allclose(found * 2**40, expected, rtol=1e-5)
+
+
 def test_a_planted_low_rank_is_found_in_few_trials_better_than_by_ridge():
     train, (test, true_rates) = planted(30, 0)[0], planted(200, 1)
     wheel = test.continuous["wheel"]

@@ -184,7 +184,8 @@ def decode(
         inputs.append(features[place][0][torch.from_numpy(present)])
         if not categorical:
             values = gaussian_filter1d(values, 1, axis=1)  # noise of single bins cannot be predicted
-            scales.append(max(np.sqrt(((values - values.mean(0)) ** 2).sum(1).mean()), 1e-6))
+            spread = np.sqrt(((values - values.mean(0)) ** 2).sum(1).mean())
+            scales.append(max(spread, 1e-6 * np.abs(values).max()) or 1.0)
             values = values / scales[-1]
         targets.append(torch.from_numpy(values))
     size = len(trains[0].classes[name]) if categorical else trains[0].spike_counts.shape[1]
