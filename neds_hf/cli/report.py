@@ -43,7 +43,7 @@ def main(argv: list[str]) -> None:
         help="that of the runs (a folder, or an id on the Hub): draws trials of a session, behaviour as every run "
         "predicts it, spikes as the last one does that encodes",
     )
-    parser.add_argument("--session", help="of the dataset, to draw (default: the first that all runs score)")
+    parser.add_argument("--session", help="of the dataset, to draw (default: the one that most runs predict)")
     parser.add_argument("--output", type=Path, required=True, help="HTML file to write")
     arguments = parser.parse_args(argv)
     names = arguments.names or [None] * len(arguments.runs)
