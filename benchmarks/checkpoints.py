@@ -1,4 +1,4 @@
-"""Which checkpoint of a training to keep: what ways to choose it by validation trials give on test trials.
+"""Which checkpoint of a training to keep: what ways to choose it by validation trials, and averaged weights, give.
 
     python benchmarks/checkpoints.py --recording dy016.npz --output checkpoint_runs
 
@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from common import HERE, METRICS, built, markdown, options_of_recording, publish_table
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import TrainerCallback
 
 from neds_hf.cli.pretrain import prepare
@@ -21,7 +22,7 @@ from neds_hf.data.files import write_json
 from neds_hf.data.recordings import Recordings, open_recordings
 from neds_hf.data.schema import NUM_FOLDS
 from neds_hf.metrics.functional import mean_table
-from neds_hf.models import NEDSProcessor
+from neds_hf.models import NEDSModel, NEDSProcessor
 from neds_hf.training.arguments import NEDSTrainingArguments
 from neds_hf.training.fit import fit
 from neds_hf.training.inference import score_split
@@ -36,18 +37,31 @@ RULES = {
     "lowest loss": lambda means, losses: np.argmin(losses),
     "the last": lambda means, losses: len(means) - 1,
 }
+AVERAGED, DECAY = "the last, weights averaged over steps", 0.99
 
 
 class TestScores(TrainerCallback):
-    """At every evaluation `epoch`, the validation's `mean` and `loss`, and metrics of `test` trials."""
+    """At every evaluation `epoch`, the validation's `mean` and `loss`, and metrics of `test` trials; at the last
+    also those of the `averaged` model, whose weights are an exponential moving average over steps."""
 
     def __init__(self, processor: NEDSProcessor, recordings: Recordings):
         self.processor, self.recordings, self.scores = processor, recordings, []
 
+    def on_train_begin(self, args, state, control, model, **kwargs):
+        self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(DECAY))
+
+    def on_step_end(self, args, state, control, model, **kwargs):
+        self.average.update_parameters(model)
+
     def on_evaluate(self, args, state, control, model, metrics, **kwargs):
-        test = mean_table(score_split(model, self.processor, self.recordings, "test"))
         validation = {"mean": metrics["eval_mean"], "loss": metrics["eval_loss"]}
-        self.scores.append({"epoch": state.epoch, **validation, "test": test})
+        self.scores.append({"epoch": state.epoch, **validation, "test": self.test(model)})
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self.scores[-1]["averaged"] = self.test(self.average.module)
+
+    def test(self, model: NEDSModel) -> dict[str, float]:
+        return mean_table(score_split(model, self.processor, self.recordings, "test"))
 
 
 def evaluations(dataset: Path, run: Path, seed: int) -> list[dict]:
@@ -76,6 +90,8 @@ def measure(recording: Path, output: Path, seeds: list[int]) -> pd.DataFrame:
                 chosen = found[choose(means, losses)]
                 about = {"checkpoint": rule, "fold": fold, "seed": seed, "epoch": chosen["epoch"]}
                 rows.append(about | chosen["test"])
+            last = {"checkpoint": AVERAGED, "fold": fold, "seed": seed, "epoch": found[-1]["epoch"]}
+            rows.append(last | found[-1]["averaged"])
     return pd.DataFrame(rows)[["checkpoint", "fold", "seed", "epoch", *METRICS]]
 
 
@@ -85,7 +101,7 @@ def table(results: pd.DataFrame) -> str:
     runs = results.set_index(["checkpoint", "fold", "seed"])[list(shown)]
     means = runs.groupby("checkpoint").mean()
     texts = {DEFAULT: [f"{means['epoch'][DEFAULT]:.0f}", *(f"{means[m][DEFAULT]:.3f}" for m in METRICS)]}
-    for rule in RULES:
+    for rule in (*RULES, AVERAGED):
         if rule != DEFAULT:
             added = runs.loc[rule] - runs.loc[DEFAULT]
             changes = (f"{added[m].mean():+.3f} ± {added[m].sem():.3f}" for m in METRICS)

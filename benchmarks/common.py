@@ -61,6 +61,11 @@ def scores_of_run(run: Path, command: str, *options: object) -> dict[str, float]
     return json.loads((run / "metrics.json").read_text())["mean"]
 
 
+def scores_by_session(run: Path) -> dict[str, dict[str, float]]:
+    """Of a finished run, session to test metrics."""
+    return json.loads((run / "metrics.json").read_text())["sessions"]
+
+
 def scores_of_evaluation(report: Path, *options: object) -> dict[str, float]:
     """Score models into this file, where that is not done; the test metrics."""
     if not report.exists():
@@ -72,10 +77,9 @@ def scores_of_baseline(
     method: str, dataset: Path, output: Path, *options: object
 ) -> dict[str, dict[str, float]]:
     """Fit a baseline where that is not done; session to metrics."""
-    metrics = output / method / "metrics.json"
-    if not metrics.exists():
+    if not (output / method / "metrics.json").exists():
         neds("baselines", "--dataset", dataset, "--output", output, "--methods", method, *options)
-    return json.loads(metrics.read_text())["sessions"]
+    return scores_by_session(output / method)
 
 
 def best_of(means: dict[str, pd.DataFrame], methods: Sequence[str], metrics: Sequence[str]) -> pd.DataFrame:

@@ -37,6 +37,7 @@ METHODS = {
     transfer: {
         "alone": "NEDS",
         "fine-tuned": "NEDS, pretrained on other mice",
+        transfer.TOGETHER: "NEDS of all three, pretrained on other mice",
         "fine-tuned, seeds averaged": "three NEDS together, pretrained on other mice",
     },
 }

@@ -21,6 +21,7 @@ from common import (
     estimate,
     markdown,
     publish_table,
+    scores_by_session,
     scores_of_baseline,
     scores_of_evaluation,
     scores_of_run,
@@ -34,7 +35,9 @@ CSV = HERE / "transfer.csv"
 PRETRAINING = ("--learning_rate", "3e-3", "--num_train_epochs", 120)
 FINE_TUNING = ("--learning_rate", "1e-3", "--num_train_epochs", 60, "--unit_weight_decay", 3)  # the defaults
 BASELINES = ("linear", "reduced_rank", "reduced_rank_multi_session", "poisson_glm")
-TRAINED = ("alone", "fine-tuned")
+TOGETHER = "fine-tuned together"  # one model of all new sessions
+GRADUAL = "fine-tuned, gradual unfreezing"
+TRAINED = ("alone", "fine-tuned", TOGETHER)
 AVERAGED = {f"{method}, seeds averaged": method for method in TRAINED}
 ONE_MODEL = "fine-tuned, weights averaged"  # over the seeds, all from the first pretraining
 
@@ -56,6 +59,11 @@ def measure(recordings: list[Path], output: Path, num_new: int, seeds: list[int]
             fitted = ("--session", *(sessions if method == MULTI_SESSION else new))
             by_session = scores_of_baseline(method, dataset, folder / "baselines", *fitted)
             scores |= {(session, method, 0): by_session[session] for session in new}
+        for seed in seeds:
+            what = ("--dataset", dataset, "--session", *new, "--seed", seed, *TRAINED_ON, *FINE_TUNING)
+            run = folder / f"{TOGETHER}-{seed}"
+            scores_of_run(run, "finetune", "--model", output / f"pretrained-{seed}", *what)
+            scores |= {(session, TOGETHER, seed): scores_by_session(run)[session] for session in new}
         for session in new:
             alike = []  # fine-tunings that `neds average` can take
             for seed in seeds:
@@ -65,9 +73,14 @@ def measure(recordings: list[Path], output: Path, num_new: int, seeds: list[int]
                     run, "pretrain", "--sessions", session, *what, *ALONE
                 )
                 what = ("--session", session, *what, *FINE_TUNING)
+                pretrained = output / f"pretrained-{seed}"
+                run = folder / f"gradual-{seed}" / session
+                scores[session, GRADUAL, seed] = scores_of_run(
+                    run, "finetune", "--model", pretrained, "--strategy", "gradual", *what
+                )
                 run = folder / f"fine-tuned-{seed}" / session
                 scores[session, "fine-tuned", seed] = scores_of_run(
-                    run, "finetune", "--model", output / f"pretrained-{seed}", *what
+                    run, "finetune", "--model", pretrained, *what
                 )
                 if seed != seeds[0]:
                     run = folder / f"fine-tuned-from-first-{seed}" / session
@@ -75,7 +88,9 @@ def measure(recordings: list[Path], output: Path, num_new: int, seeds: list[int]
                 alike.append(run)
             for name, method in AVERAGED.items():
                 report = folder / f"{method}-averaged" / f"{session}.json"
-                runs = [folder / f"{method}-{seed}" / session for seed in seeds]
+                runs = [folder / f"{method}-{seed}" for seed in seeds]
+                if method != TOGETHER:
+                    runs = [run / session for run in runs]
                 what = ("--dataset", dataset, "--session", session, "--model", *runs)
                 scores[session, name, len(seeds)] = scores_of_evaluation(report, *what)
             one = folder / "fine-tuned-weights-averaged" / session
@@ -96,7 +111,7 @@ def means_of_folds(results: pd.DataFrame) -> dict[str, pd.DataFrame]:
     metrics = [metric for metric in METRICS if metric in results]
     by_session = results.groupby(["session", "method", "fold"])[metrics].mean()
     folds = by_session.groupby(["method", "fold"]).mean()
-    return {method: folds.loc[method] for method in (*BASELINES, *TRAINED, ONE_MODEL, *AVERAGED)}
+    return {method: folds.loc[method] for method in (*BASELINES, *TRAINED, GRADUAL, ONE_MODEL, *AVERAGED)}
 
 
 def table(results: pd.DataFrame) -> str:
@@ -114,17 +129,23 @@ def table(results: pd.DataFrame) -> str:
         for method in means
     }
     best_baseline = best_of(means, BASELINES, metrics)
-    alone, fine_tuned = TRAINED
-    alone_averaged, fine_tuned_averaged = AVERAGED
+    alone, fine_tuned, together = TRAINED
+    alone_averaged, fine_tuned_averaged, together_averaged = AVERAGED
     means |= {
         f"{ours} − {name}": means[ours] - theirs
         for ours, name, theirs in (
             (fine_tuned, alone, means[alone]),
             (ONE_MODEL, alone, means[alone]),
+            (together, alone, means[alone]),
+            (together, fine_tuned, means[fine_tuned]),
+            (GRADUAL, fine_tuned, means[fine_tuned]),
             (fine_tuned_averaged, alone_averaged, means[alone_averaged]),
+            (together_averaged, fine_tuned_averaged, means[fine_tuned_averaged]),
             (fine_tuned, "best baseline", best_baseline),
             (ONE_MODEL, "best baseline", best_baseline),
+            (together, "best baseline", best_baseline),
             (fine_tuned_averaged, "best baseline", best_baseline),
+            (together_averaged, "best baseline", best_baseline),
         )
     }
     texts |= {f"**mean: {name}**": [estimate(values[m]) for m in metrics] for name, values in means.items()}

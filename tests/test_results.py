@@ -123,9 +123,12 @@ def test_table_of_transfer_is_over_sessions_within_folds_and_paired():
         "poisson_glm": (0.0, 0.1),
         "alone": (0.1, 0.5),
         "fine-tuned": (0.4, 0.6),
+        "fine-tuned together": (0.5, 0.6),
+        "fine-tuned, gradual unfreezing": (0.3, 0.3),
         "fine-tuned, weights averaged": (0.4, 0.7),
         "alone, seeds averaged": (0.3, 0.5),
         "fine-tuned, seeds averaged": (0.5, 0.7),
+        "fine-tuned together, seeds averaged": (0.6, 0.7),
     }
     rows = [
         {"session": session, "fold": fold, "method": method, "seed": 0, "bits_per_spike": value + shift}
@@ -144,13 +147,19 @@ def test_table_of_transfer_is_over_sessions_within_folds_and_paired():
     assert "| b: linear | 0.400 |" in lines and "| a: fine-tuned | 0.400 |" in lines
     assert "| **mean: linear** | 0.300 ± 0.100 |" in lines
     assert "| **mean: fine-tuned** | 0.500 ± 0.100 |" in lines
-    assert lines[-6:] == [
+    assert lines[-12:] == [
         "| **mean: fine-tuned − alone** | 0.200 ± 0.100 |",
         "| **mean: fine-tuned, weights averaged − alone** | 0.250 ± 0.050 |",
+        "| **mean: fine-tuned together − alone** | 0.250 ± 0.150 |",
+        "| **mean: fine-tuned together − fine-tuned** | 0.050 ± 0.050 |",
+        "| **mean: fine-tuned, gradual unfreezing − fine-tuned** | -0.200 ± 0.100 |",
         "| **mean: fine-tuned, seeds averaged − alone, seeds averaged** | 0.200 ± 0.000 |",
+        "| **mean: fine-tuned together, seeds averaged − fine-tuned, seeds averaged** | 0.050 ± 0.050 |",
         "| **mean: fine-tuned − best baseline** | 0.200 ± 0.000 |",
         "| **mean: fine-tuned, weights averaged − best baseline** | 0.250 ± 0.050 |",
+        "| **mean: fine-tuned together − best baseline** | 0.250 ± 0.050 |",
         "| **mean: fine-tuned, seeds averaged − best baseline** | 0.300 ± 0.000 |",
+        "| **mean: fine-tuned together, seeds averaged − best baseline** | 0.350 ± 0.050 |",
     ]
 
 
@@ -196,6 +205,8 @@ def test_the_default_choice_of_a_checkpoint_is_what_a_training_keeps(dataset, tm
     (run / "half").touch()
     found = checkpoints.evaluations(dataset, run, 0)
     assert [scores["epoch"] for scores in found] == [1, 2, 3] and not (run / "half").exists()
+    assert found[-1]["averaged"].keys() == found[-1]["test"].keys()
+    assert found[-1]["averaged"] != found[-1]["test"]
     means, losses = ([scores[name] for scores in found] for name in ("mean", "loss"))
     kept = found[checkpoints.RULES[checkpoints.DEFAULT](means, losses)]["test"]
     assert json.loads((run / "metrics.json").read_text())["mean"] == pytest.approx(kept, nan_ok=True)
@@ -214,12 +225,12 @@ def test_table_of_checkpoints_is_what_another_choice_adds():
             "epoch": 10,
             **dict.fromkeys(checkpoints.METRICS, value),
         }
-        for rule in checkpoints.RULES
+        for rule in (*checkpoints.RULES, checkpoints.AVERAGED)
         for fold, value in enumerate((0.1, 0.3) if rule == checkpoints.DEFAULT else (0.5, 0.1))
     ]
     lines = checkpoints.table(pd.DataFrame(rows)).splitlines()
     assert lines[2].startswith("| best mean over 5 evaluations, the default | 10 | 0.200 | 0.200 |")
-    assert len(lines) == 6
+    assert len(lines) == 7
     assert all(" | 10 | +0.100 ± 0.300 | +0.100 ± 0.300 | " in line for line in lines[3:])
 
 
