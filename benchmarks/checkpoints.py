@@ -37,7 +37,8 @@ RULES = {
     "lowest loss": lambda means, losses: np.argmin(losses),
     "the last": lambda means, losses: len(means) - 1,
 }
-AVERAGED, DECAY = "the last, weights averaged over steps", 0.99
+AVERAGED = "the last, weights averaged over steps"
+DECAY = 0.99  # what a step leaves of the average before it
 
 
 class TestScores(TrainerCallback):

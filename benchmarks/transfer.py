@@ -59,12 +59,15 @@ def measure(recordings: list[Path], output: Path, num_new: int, seeds: list[int]
             fitted = ("--session", *(sessions if method == MULTI_SESSION else new))
             by_session = scores_of_baseline(method, dataset, folder / "baselines", *fitted)
             scores |= {(session, method, 0): by_session[session] for session in new}
+        together = []
         for seed in seeds:
             what = ("--dataset", dataset, "--session", *new, "--seed", seed, *TRAINED_ON, *FINE_TUNING)
             run = folder / f"{TOGETHER}-{seed}"
             scores_of_run(run, "finetune", "--model", output / f"pretrained-{seed}", *what)
             scores |= {(session, TOGETHER, seed): scores_by_session(run)[session] for session in new}
+            together.append(run)
         for session in new:
+            runs = {"alone": [], "fine-tuned": [], TOGETHER: together}
             alike = []  # fine-tunings that `neds average` can take
             for seed in seeds:
                 what = ("--dataset", dataset, "--seed", seed, *TRAINED_ON)
@@ -72,6 +75,7 @@ def measure(recordings: list[Path], output: Path, num_new: int, seeds: list[int]
                 scores[session, "alone", seed] = scores_of_run(
                     run, "pretrain", "--sessions", session, *what, *ALONE
                 )
+                runs["alone"].append(run)
                 what = ("--session", session, *what, *FINE_TUNING)
                 pretrained = output / f"pretrained-{seed}"
                 run = folder / f"gradual-{seed}" / session
@@ -82,16 +86,14 @@ def measure(recordings: list[Path], output: Path, num_new: int, seeds: list[int]
                 scores[session, "fine-tuned", seed] = scores_of_run(
                     run, "finetune", "--model", pretrained, *what
                 )
+                runs["fine-tuned"].append(run)
                 if seed != seeds[0]:
                     run = folder / f"fine-tuned-from-first-{seed}" / session
                     scores_of_run(run, "finetune", "--model", output / f"pretrained-{seeds[0]}", *what)
                 alike.append(run)
             for name, method in AVERAGED.items():
                 report = folder / f"{method}-averaged" / f"{session}.json"
-                runs = [folder / f"{method}-{seed}" for seed in seeds]
-                if method != TOGETHER:
-                    runs = [run / session for run in runs]
-                what = ("--dataset", dataset, "--session", session, "--model", *runs)
+                what = ("--dataset", dataset, "--session", session, "--model", *runs[method])
                 scores[session, name, len(seeds)] = scores_of_evaluation(report, *what)
             one = folder / "fine-tuned-weights-averaged" / session
             what = ("--dataset", dataset, "--model", *alike)
